@@ -1,0 +1,3 @@
+//! To be.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,18 @@
+//! The disk format and nothing else: structs, ids, validation and text.
+//!
+//! Everything on disk is little-endian, except key positions, which are big-endian so that they compare as bytes.
+//! Nothing on disk is defined anywhere else; `docs/format.md` describes the same in prose, byte by byte.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`key`] | tree ids and positions |
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod key;
+
+pub use key::{Pos, Tree};

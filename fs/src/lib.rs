@@ -1,0 +1,19 @@
+//! The filesystem: a database of keys in B-trees, on block devices, behind one file-shaped façade.
+//!
+//! It knows `platform` and nothing above it: no protocol, no driver, no kernel.
+//!
+//! | room | what lives there |
+//! |---|---|
+//! | [`vfs`] | the façade every export uses: [`vfs::Vfs`], its values and errors |
+//! | [`access`] | POSIX permission rules, as pure functions |
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod access;
+pub mod vfs;
+
+pub use vfs::{FsError, Vfs};

@@ -1,0 +1,209 @@
+//! Waiting between tasks of one reactor: no threads, so no locks.
+
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::future::poll_fn;
+use core::task::{Poll, Waker};
+
+/// "Something changed": tasks wait on it and look again at the state they care about.
+///
+/// Wake-ups are counted, so that a notification between looking and waiting is never lost: take [`Event::ticket`]
+/// before looking, then wait [`Event::after`] it.
+#[derive(Default)]
+pub struct Event {
+    count: Cell<u64>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Event {
+    /// A new event nobody waits on.
+    pub fn new() -> Event {
+        Event::default()
+    }
+
+    /// The number of notifications so far.
+    pub fn ticket(&self) -> u64 {
+        self.count.get()
+    }
+
+    /// Wakes everyone who waits.
+    pub fn notify(&self) {
+        self.count.set(self.count.get() + 1);
+        for waker in self.waiting.take() {
+            waker.wake();
+        }
+    }
+
+    /// Waits for a notification after `ticket` was taken.
+    pub async fn after(&self, ticket: u64) {
+        poll_fn(|cx| {
+            if self.count.get() > ticket {
+                return Poll::Ready(());
+            }
+            let mut waiting = self.waiting.borrow_mut();
+            if !waiting.iter().any(|w| w.will_wake(cx.waker())) {
+                waiting.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Waits for the next notification.
+    pub async fn wait(&self) {
+        self.after(self.ticket()).await
+    }
+
+    /// Waits until `ready` returns something, looking once at first and again after every notification.
+    pub async fn until<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let ticket = self.ticket();
+            if let Some(value) = ready() {
+                return value;
+            }
+            self.after(ticket).await;
+        }
+    }
+}
+
+/// A counted resource with first-come, first-served waiting (a budget of bytes, of requests, of slots).
+pub struct Semaphore {
+    free: Cell<u64>,
+    queue: RefCell<VecDeque<(u64, u64)>>,
+    next: Cell<u64>,
+    changed: Event,
+}
+
+/// Units held of a [`Semaphore`]; given back when dropped.
+pub struct Permit {
+    owner: Rc<Semaphore>,
+    count: u64,
+}
+
+impl Semaphore {
+    /// A resource of `count` units.
+    pub fn new(count: u64) -> Rc<Semaphore> {
+        Rc::new(Semaphore {
+            free: Cell::new(count),
+            queue: RefCell::default(),
+            next: Cell::new(0),
+            changed: Event::new(),
+        })
+    }
+
+    /// Units free now.
+    pub fn free(&self) -> u64 {
+        self.free.get()
+    }
+
+    /// Takes `count` units if they are free and nobody waits for them.
+    pub fn try_take(self: &Rc<Self>, count: u64) -> Option<Permit> {
+        (self.queue.borrow().is_empty() && self.free.get() >= count).then(|| self.grant(count))
+    }
+
+    /// Waits for `count` units, in order of arrival.
+    pub async fn take(self: &Rc<Self>, count: u64) -> Permit {
+        if let Some(permit) = self.try_take(count) {
+            return permit;
+        }
+        let turn = self.next.get();
+        self.next.set(turn + 1);
+        self.queue.borrow_mut().push_back((turn, count));
+        let guard = Turn { owner: self, turn };
+        let permit = self
+            .changed
+            .until(|| {
+                let first = self.queue.borrow().front().is_some_and(|(t, _)| *t == turn);
+                (first && self.free.get() >= count).then(|| self.grant(count))
+            })
+            .await;
+        drop(guard);
+        permit
+    }
+
+    fn grant(self: &Rc<Self>, count: u64) -> Permit {
+        self.free.set(self.free.get() - count);
+        Permit { owner: self.clone(), count }
+    }
+}
+
+/// A place in a semaphore's queue; leaves it when dropped, granted or not.
+struct Turn<'a> {
+    owner: &'a Semaphore,
+    turn: u64,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.owner.queue.borrow_mut().retain(|(t, _)| *t != self.turn);
+        self.owner.changed.notify();
+    }
+}
+
+impl Permit {
+    /// Units held.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Splits `count` units off.
+    pub fn split(&mut self, count: u64) -> Permit {
+        assert!(count <= self.count, "a permit cannot give more than it holds");
+        self.count -= count;
+        Permit { owner: self.owner.clone(), count }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.owner.free.set(self.owner.free.get() + self.count);
+        self.owner.changed.notify();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::boxed::Box;
+    use core::future::Future;
+    use core::pin::Pin;
+    use core::task::Context;
+
+    fn poll<T>(f: &mut Pin<Box<impl Future<Output = T>>>) -> Poll<T> {
+        f.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn a_notification_between_look_and_wait_is_seen() {
+        let event = Event::new();
+        let ticket = event.ticket();
+        event.notify();
+        let mut wait = Box::pin(event.after(ticket));
+        assert!(poll(&mut wait).is_ready());
+        let mut wait = Box::pin(event.wait());
+        assert!(poll(&mut wait).is_pending());
+        event.notify();
+        assert!(poll(&mut wait).is_ready());
+    }
+
+    #[test]
+    fn permits_are_granted_in_order_and_come_back() {
+        let pool = Semaphore::new(10);
+        let first = pool.try_take(8).unwrap();
+        let mut large = Box::pin(pool.take(6));
+        let mut small = Box::pin(pool.take(1));
+        assert!(poll(&mut large).is_pending());
+        assert!(poll(&mut small).is_pending(), "a small request must not overtake a large one for ever");
+        drop(first);
+        let Poll::Ready(held) = poll(&mut large) else { panic!("six of ten are free") };
+        assert!(poll(&mut small).is_ready());
+        drop(held);
+        assert_eq!(pool.free(), 10);
+        let mut abandoned = Box::pin(pool.take(11));
+        assert!(poll(&mut abandoned).is_pending());
+        drop(abandoned);
+        assert!(pool.try_take(10).is_some());
+    }
+}
