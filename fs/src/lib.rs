@@ -5,6 +5,8 @@
 //! | room | what lives there |
 //! |---|---|
 //! | [`vfs`] | the façade every export uses: [`vfs::Vfs`], its values and errors |
+//! | [`engine`] | trees of keys, transactions, space: the database under the files |
+//! | [`tx`] | transactions: read, queue, commit |
 //! | [`access`] | POSIX permission rules, as pure functions |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -14,6 +16,8 @@ extern crate alloc;
 extern crate std;
 
 pub mod access;
+pub mod engine;
+pub mod tx;
 pub mod vfs;
 
 pub use vfs::{FsError, Vfs};

@@ -14,8 +14,8 @@ extern crate alloc;
 
 mod block;
 mod buf;
-mod net;
 pub mod log;
+mod net;
 pub mod sync;
 mod task;
 mod time;

@@ -55,6 +55,18 @@ impl Pos {
         }
         inode.checked_add(1).map(|inode| Pos { inode, offset: 0, snapshot: 0 })
     }
+
+    /// The next smaller position, if there is one.
+    pub fn predecessor(self) -> Option<Pos> {
+        let Pos { inode, offset, snapshot } = self;
+        if let Some(snapshot) = snapshot.checked_sub(1) {
+            return Some(Pos { inode, offset, snapshot });
+        }
+        if let Some(offset) = offset.checked_sub(1) {
+            return Some(Pos { inode, offset, snapshot: u32::MAX });
+        }
+        inode.checked_sub(1).map(|inode| Pos { inode, offset: u64::MAX, snapshot: u32::MAX })
+    }
 }
 
 impl core::fmt::Display for Pos {
@@ -139,7 +151,7 @@ mod tests {
         }
         for p in samples {
             assert_eq!(Pos::from_bytes(&p.to_bytes()), p);
-            assert!(p.successor().is_none_or(|n| n > p));
+            assert!(p.successor().is_none_or(|n| n > p && n.predecessor() == Some(p)));
         }
         assert_eq!(Pos::new(1, u64::MAX, u32::MAX).successor(), Some(Pos::new(2, 0, 0)));
         for (i, tree) in Tree::ALL.iter().enumerate() {
