@@ -1,2 +1,3 @@
 //! To be.
+#![forbid(unsafe_code)]
 fn main() {}
