@@ -1,3 +1,43 @@
-//! To be.
+//! Device drivers: NVMe, virtio-blk and virtio-net as `BlockDevice`s and `NicDevice`s over one small [`Hal`].
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `hal` | what a driver needs of the machine; what the reactor calls |
+//!
+//! The kernel finds PCI functions and virtio-mmio windows and calls [`probe`] once; it then drives every
+//! [`Service`] in its reactor's loop as described there.
 #![no_std]
-#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod hal;
+
+pub use hal::{
+    DmaPages, Hal, MappedRegisters, MmioWindow, MsiMessage, PAGE_SIZE, PciAddress, PciFunction, Registers,
+    Service,
+};
+
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+use moraine_platform::{BlockDevice, NicDevice};
+
+/// What [`probe`] found, in the order of discovery.
+#[derive(Default)]
+pub struct Found {
+    /// Every disk: one for each NVMe namespace and each virtio-blk device.
+    pub disks: Vec<Rc<dyn BlockDevice>>,
+    /// Every network card.
+    pub nics: Vec<Rc<dyn NicDevice>>,
+    /// What the reactor has to drive from now on.
+    pub services: Vec<Rc<dyn Service>>,
+    /// Devices that a driver claimed but could not bring up, and why: one line each, for a person.
+    pub failures: Vec<String>,
+}
+
+/// Brings up every device that a driver here knows. Unknown functions are left alone. It waits for devices, within
+/// their own time limits, by calling [`Hal::relax`]; no reactor has to run yet, and interrupts may be off.
+pub fn probe(hal: Rc<dyn Hal>, functions: &[Rc<dyn PciFunction>], windows: &[MmioWindow]) -> Found {
+    let _ = (hal, functions, windows);
+    Found::default()
+}

@@ -16,6 +16,7 @@ mod block;
 mod buf;
 pub mod log;
 mod net;
+mod nic;
 pub mod sync;
 mod task;
 mod time;
@@ -23,6 +24,9 @@ mod time;
 pub use block::{BlockDevice, DeviceInfo, Fua, IoDone, IoError, IoFuture};
 pub use buf::{BLOCK_SIZE, Buf, OutOfMemory};
 pub use net::{Connecting, Datagram, Listener, NetError, NetFuture, Network, Stream};
+pub use nic::{
+    NicCapabilities, NicDevice, RxChecksum, RxMeta, Segmentation, TxChecksum, TxMeta, TxSegmentation,
+};
 pub use task::{LocalFuture, Offload, Spawn};
 pub use time::{Clock, Instant, Timestamp};
 
