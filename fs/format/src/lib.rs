@@ -6,6 +6,8 @@
 //! | file | what it holds |
 //! |---|---|
 //! | [`key`] | tree ids and positions |
+//! | [`node`] | runs of B-tree nodes, and pointers to nodes |
+//! | [`error`] | why bytes were refused |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -13,6 +15,9 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod error;
 pub mod key;
+pub mod node;
 
+pub use error::FormatError;
 pub use key::{Pos, Tree};
