@@ -1,3 +1,24 @@
-//! To be.
+//! The appliance: the one place that wires disks, filesystem and exports together, given a platform.
+//!
+//! It runs the same on bare metal, in a Linux process and in the simulator. What it needs of them comes in as
+//! arguments: a [`Platform`](moraine_platform::Platform), devices, a network, a [`Config`] and a [`Stop`] handle.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `config.rs` | [`Config`]: the words of the boot command line as values |
+//! | `exports.rs` | [`serve_exports`]: NFS and NBD over a mounted filesystem, from start to orderly stop |
+//! | `stop.rs` | [`Stop`]: how a power button or a signal asks for the end |
 #![no_std]
 #![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod config;
+mod exports;
+mod stop;
+
+pub use config::{
+    Addressing, BUDGET_MIN, BlankDisks, Complaint, Config, OnPanic, Reason, StaticAddress, parse_size,
+};
+pub use exports::{Exports, Listen, NBD_PORT, NFS_PORT, StartError, serve_exports};
+pub use stop::Stop;
