@@ -1,14 +1,26 @@
-//! Checksum, copy and parity routines.
+//! The few routines that a processor can do much faster than plain Rust: checksums now, copies and parity later.
+//!
+//! All variants of a routine give the same answer, so which one is in use is never visible in a result. One
+//! dispatch object, [`Routines`], is chosen once (at boot, by a test, by a word of the command line); the free
+//! functions [`crc32c`] and [`crc32c_append`] use it. This crate is the only one below the kernel that may hold `unsafe`.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`crc`] | CRC-32C in portable Rust, and the algebra: combining the checksums of two parts |
+//! | `x86` | CRC-32C with the `crc32` instruction, three streams at a time |
+//! | `dispatch` | which variants this processor has, which one is used, and measuring them |
 #![no_std]
+#![deny(unsafe_code)]
 
-/// crc32c of `bytes`.
-pub fn crc32c(bytes: &[u8]) -> u32 {
-    let mut crc = !0u32;
-    for &b in bytes {
-        crc ^= b as u32;
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
-        }
-    }
-    !crc
-}
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod crc;
+mod dispatch;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod x86;
+
+pub use crc::combine as crc32c_combine;
+pub use dispatch::{Measured, Routines, crc32c, crc32c_append};
