@@ -111,9 +111,11 @@ pub trait NicDevice {
     fn can_transmit(&self) -> bool;
 
     /// Calls `fill` once with exactly `len` bytes (of any content) to be overwritten with a frame, which then leaves
-    /// by the end of the reactor's turn. Returns false, without the call, if there is no room now, or if `len` or
-    /// `meta` is beyond the capabilities. Short frames are padded by the device.
-    fn transmit(&self, len: usize, meta: TxMeta, fill: &mut dyn FnMut(&mut [u8])) -> bool;
+    /// by the end of the reactor's turn. What `fill` returns says what the card is to do with the frame: the stack
+    /// knows it only when the frame is built. Returns false, without the call, if there is no room now or if `len`
+    /// is beyond `max_frame`. A frame whose meta asks for more than the capabilities breaks the contract; the device
+    /// drops it and counts it. Short frames are padded by the device.
+    fn transmit(&self, len: usize, fill: &mut dyn FnMut(&mut [u8]) -> TxMeta) -> bool;
 
     /// Notified when frames arrived, when room to transmit came back after `transmit` returned false, and when the
     /// link changed.
