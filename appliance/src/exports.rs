@@ -1,8 +1,11 @@
 //! The exports over a mounted filesystem: started together, stopped together.
 
+use alloc::format;
 use alloc::rc::Rc;
+use alloc::string::String;
 use core::fmt;
 use core::net::{IpAddr, Ipv6Addr, SocketAddr};
+use core::time::Duration;
 use moraine_fs::Vfs;
 use moraine_platform::{NetError, Network, Platform};
 
@@ -62,7 +65,7 @@ pub struct Exports<V> {
 pub fn serve_exports<V: Vfs + 'static>(
     _platform: &Platform,
     vfs: Rc<V>,
-    _network: &dyn Network,
+    _network: Rc<dyn Network>,
     listen: Listen,
 ) -> Result<Exports<V>, StartError> {
     let _ = listen;
@@ -78,6 +81,22 @@ impl<V: Vfs + 'static> Exports<V> {
     /// Where NBD answers.
     pub fn nbd(&self) -> Option<SocketAddr> {
         self.nbd
+    }
+
+    /// The line that says that everything answers: `moraine ready nfs=… nbd=… boot_ms=… pid=…`. `boot` is the time
+    /// since the start; a machine without processes leaves out the last part.
+    pub fn ready_line(&self, boot: Duration, pid: Option<u32>) -> String {
+        let mut line = String::from("moraine ready");
+        for (name, address) in [("nfs", self.nfs), ("nbd", self.nbd)] {
+            if let Some(address) = address {
+                line.push_str(&format!(" {name}={address}"));
+            }
+        }
+        line.push_str(&format!(" boot_ms={}", boot.as_millis()));
+        if let Some(pid) = pid {
+            line.push_str(&format!(" pid={pid}"));
+        }
+        line
     }
 
     /// Accepts nothing more, lets requests under way finish, ends the connections, and returns the filesystem.

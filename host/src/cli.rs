@@ -1,0 +1,67 @@
+//! The command line: what a person can ask, and how each answer becomes an exit code.
+//!
+//! Results go to standard output, everything else to standard error. Wrong usage ends with 2 (from the argument
+//! parser), failure with 1, success with 0; `fsck` has e2fsck's codes.
+
+mod serve;
+
+use crate::os;
+use clap::{Parser, Subcommand};
+use moraine_platform::log::Level;
+use std::fmt;
+use std::process::ExitCode;
+
+/// Moraine on Linux: make, check and show a disk image, or serve it.
+#[derive(Parser, Debug)]
+#[command(name = "moraine", version, max_term_width = 100)]
+pub struct Cli {
+    /// Least important log level on standard error: error, warn, info, debug or trace.
+    #[arg(long, global = true, default_value = "info", value_parser = level)]
+    log: Level,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Serve a pool over NFS and NBD from this process until SIGTERM or Ctrl-C.
+    Serve(serve::Serve),
+}
+
+/// A failure with the text a person sees.
+struct Failure(String);
+
+impl<E: fmt::Display> From<E> for Failure {
+    fn from(e: E) -> Failure {
+        Failure(e.to_string())
+    }
+}
+
+/// Runs a parsed command line to its exit code.
+pub fn run(cli: Cli) -> ExitCode {
+    os::log_to_stderr(cli.log);
+    let result = match cli.command {
+        Command::Serve(serve) => serve.run(),
+    };
+    match result {
+        Ok(code) => code,
+        Err(Failure(text)) => {
+            eprintln!("moraine: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn level(name: &str) -> Result<Level, String> {
+    Level::from_name(name).ok_or_else(|| "wanted error, warn, info, debug or trace".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_argument_parser_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}
