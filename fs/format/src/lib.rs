@@ -7,6 +7,9 @@
 //! |---|---|
 //! | [`key`] | tree ids and positions |
 //! | [`node`] | runs of B-tree nodes, and pointers to nodes |
+//! | [`inode`], [`dirent`], [`xattr`], [`extent`] | files: attributes, names, extended attributes, content |
+//! | [`record`] | inode numbers handed out, orphans, operations that span commits |
+//! | [`text`] | names in text dumps |
 //! | [`error`] | why bytes were refused |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -15,9 +18,15 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod dirent;
 pub mod error;
+pub mod extent;
+pub mod inode;
 pub mod key;
 pub mod node;
+pub mod record;
+pub mod text;
+pub mod xattr;
 
 pub use error::FormatError;
 pub use key::{Pos, Tree};
