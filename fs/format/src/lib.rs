@@ -10,6 +10,9 @@
 //! | [`inode`], [`dirent`], [`xattr`], [`extent`] | files: attributes, names, extended attributes, content |
 //! | [`record`] | inode numbers handed out, orphans, operations that span commits |
 //! | [`text`] | names in text dumps |
+//! | [`journal`] | journal entries and their items |
+//! | [`superblock`] | superblocks and members |
+//! | [`device_set`] | sets of members |
 //! | [`error`] | why bytes were refused |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -18,15 +21,19 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod device_set;
 pub mod dirent;
 pub mod error;
 pub mod extent;
 pub mod inode;
+pub mod journal;
 pub mod key;
 pub mod node;
 pub mod record;
+pub mod superblock;
 pub mod text;
 pub mod xattr;
 
+pub use device_set::DeviceSet;
 pub use error::FormatError;
 pub use key::{Pos, Tree};
