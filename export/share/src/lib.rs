@@ -22,4 +22,4 @@ mod guard;
 mod table;
 
 pub use guard::{Act, Open, Share};
-pub use table::{Claim, Class, Event, Mask, Owner, Refused, Table};
+pub use table::{CLAIMS_MAX, Claim, Class, Event, Mask, Owner, Refused, Table};
