@@ -1,3 +1,25 @@
-//! To be.
-#![no_std]
+//! A world in one process: virtual time, faulty disks, a faulty network, and a seed that replays all of it.
+//!
+//! Everything random is drawn from the seed, nothing is taken from the machine, so a seed *is* a run. It implements
+//! `platform` as `kernel` and `host` do, and adds what only a world can: a power cut at any device command.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | [`random`] | the seeded generator |
+//! | [`world`] | executor, virtual clock, offload, forced yields: [`World`] |
+//! | [`disk`] | [`SimDisk`]: volatile cache over an image, faults, power cuts |
+//! | [`trace`] | the log of device commands: hash, recording, counters |
+//! | [`net`] | streams, listeners and datagrams between simulated hosts |
+//!
+//! This crate runs on a host only, so it uses the standard library.
 #![forbid(unsafe_code)]
+
+pub mod disk;
+pub mod net;
+pub mod random;
+pub mod trace;
+pub mod world;
+
+pub use disk::{DiskConfig, DiskFaults, Image, SimDisk};
+pub use random::Random;
+pub use world::{Stall, World, WorldConfig};
