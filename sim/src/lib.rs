@@ -8,12 +8,14 @@
 //! | [`random`] | the seeded generator |
 //! | [`world`] | executor, virtual clock, offload, forced yields: [`World`] |
 //! | [`disk`] | [`SimDisk`]: volatile cache over an image, faults, power cuts |
+//! | [`crash`] | crash enumeration: every cut of a recorded run, recovered and checked |
 //! | [`trace`] | the log of device commands: hash, recording, counters |
 //! | [`net`] | streams, listeners and datagrams between simulated hosts |
 //!
 //! This crate runs on a host only, so it uses the standard library.
 #![forbid(unsafe_code)]
 
+pub mod crash;
 pub mod disk;
 pub mod net;
 pub mod random;

@@ -2,6 +2,7 @@
 
 use crate::random::Random;
 use crate::trace::{Payload, hash_bytes, mix};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -10,14 +11,50 @@ pub const IMAGE_BLOCK: u64 = 4096;
 /// Blocks in a shared group.
 const GROUP: u64 = 64;
 
-type Block = Rc<[u8; IMAGE_BLOCK as usize]>;
-type Group = Rc<[Option<Block>; GROUP as usize]>;
+/// A block with its hash, once somebody asked for it.
+#[derive(Clone)]
+struct Block {
+    bytes: [u8; IMAGE_BLOCK as usize],
+    hash: Cell<Option<u64>>,
+}
+
+impl Block {
+    /// Hash of the bytes and the block's place; zero for a block of zeroes.
+    fn hash(&self, number: u64) -> u64 {
+        if let Some(hash) = self.hash.get() {
+            return hash;
+        }
+        let zero = self.bytes.iter().all(|b| *b == 0);
+        let hash = if zero { 0 } else { mix(number, hash_bytes(&self.bytes)) };
+        self.hash.set(Some(hash));
+        hash
+    }
+}
+
+/// Neighbouring blocks, shared as one.
+#[derive(Clone)]
+struct Group {
+    blocks: [Option<Rc<Block>>; GROUP as usize],
+    hash: Cell<Option<u64>>,
+}
+
+impl Group {
+    fn hash(&self, number: u64) -> u64 {
+        if let Some(hash) = self.hash.get() {
+            return hash;
+        }
+        let blocks = self.blocks.iter().zip(number * GROUP..);
+        let hash = blocks.filter_map(|(b, n)| Some(b.as_ref()?.hash(n))).fold(0, u64::wrapping_add);
+        self.hash.set(Some(hash));
+        hash
+    }
+}
 
 /// A disk's content; blocks never written are zeroes.
 #[derive(Clone)]
 pub struct Image {
     size: u64,
-    groups: BTreeMap<u64, Group>,
+    groups: BTreeMap<u64, Rc<Group>>,
 }
 
 impl Image {
@@ -31,21 +68,28 @@ impl Image {
         self.size
     }
 
-    fn block(&self, block: u64) -> Option<&Block> {
-        self.groups.get(&(block / GROUP))?[(block % GROUP) as usize].as_ref()
+    fn block(&self, block: u64) -> Option<&Rc<Block>> {
+        self.groups.get(&(block / GROUP))?.blocks[(block % GROUP) as usize].as_ref()
+    }
+
+    fn slot_mut(&mut self, block: u64) -> &mut Option<Rc<Block>> {
+        let empty = || Rc::new(Group { blocks: [const { None }; GROUP as usize], hash: Cell::new(None) });
+        let group = Rc::make_mut(self.groups.entry(block / GROUP).or_insert_with(empty));
+        group.hash.set(None);
+        &mut group.blocks[(block % GROUP) as usize]
     }
 
     fn block_mut(&mut self, block: u64) -> &mut [u8; IMAGE_BLOCK as usize] {
-        let group =
-            self.groups.entry(block / GROUP).or_insert_with(|| Rc::new([const { None }; GROUP as usize]));
-        let slot = &mut Rc::make_mut(group)[(block % GROUP) as usize];
-        Rc::make_mut(slot.get_or_insert_with(|| Rc::new([0; IMAGE_BLOCK as usize])))
+        let empty = || Rc::new(Block { bytes: [0; IMAGE_BLOCK as usize], hash: Cell::new(None) });
+        let block = Rc::make_mut(self.slot_mut(block).get_or_insert_with(empty));
+        block.hash.set(None);
+        &mut block.bytes
     }
 
     /// Fills `out` from `offset` on.
     pub fn read(&self, offset: u64, out: &mut [u8]) {
         for_blocks(offset, out.len() as u64, |block, from, at, len| match self.block(block) {
-            Some(bytes) => out[at..at + len].copy_from_slice(&bytes[from..from + len]),
+            Some(block) => out[at..at + len].copy_from_slice(&block.bytes[from..from + len]),
             None => out[at..at + len].fill(0),
         });
     }
@@ -78,8 +122,8 @@ impl Image {
     }
 
     fn forget(&mut self, block: u64) {
-        if let Some(group) = self.groups.get_mut(&(block / GROUP)) {
-            Rc::make_mut(group)[(block % GROUP) as usize] = None;
+        if self.block(block).is_some() {
+            *self.slot_mut(block) = None;
         }
     }
 
@@ -88,19 +132,10 @@ impl Image {
         self.block_mut(offset / IMAGE_BLOCK)[(offset % IMAGE_BLOCK) as usize] ^= mask;
     }
 
-    /// Hash of the content. Blocks of zeroes and blocks never written are the same.
+    /// Hash of the content. Blocks of zeroes and blocks never written are the same. What was hashed before and did not
+    /// change is not hashed again.
     pub fn hash(&self) -> u64 {
-        let mut hash = self.size;
-        for (n, group) in &self.groups {
-            for (m, block) in group.iter().enumerate() {
-                if let Some(bytes) = block
-                    && bytes.iter().any(|b| *b != 0)
-                {
-                    hash = mix(mix(hash, n * GROUP + m as u64), hash_bytes(&**bytes));
-                }
-            }
-        }
-        hash
+        self.groups.iter().fold(self.size, |hash, (number, group)| hash.wrapping_add(group.hash(*number)))
     }
 
     /// Blocks in which two images differ.
@@ -118,8 +153,8 @@ impl Image {
             }
             for block in group * GROUP..(group + 1) * GROUP {
                 let same = match (self.block(block), other.block(block)) {
-                    (Some(left), Some(right)) => Rc::ptr_eq(left, right) || left == right,
-                    (Some(one), None) | (None, Some(one)) => one.iter().all(|b| *b == 0),
+                    (Some(left), Some(right)) => Rc::ptr_eq(left, right) || left.bytes == right.bytes,
+                    (Some(one), None) | (None, Some(one)) => one.hash(block) == 0,
                     (None, None) => true,
                 };
                 if !same {
