@@ -7,6 +7,8 @@
 //! | [`vfs`] | the façade every export uses: [`vfs::Vfs`], its values and errors |
 //! | [`engine`] | trees of keys, transactions, space: the database under the files |
 //! | [`tx`] | transactions: read, queue, commit |
+//! | [`journal`] | what makes a commit durable |
+//! | [`device`] | the pool's devices: commands, flushes, what is durable |
 //! | [`access`] | POSIX permission rules, as pure functions |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -16,7 +18,9 @@ extern crate alloc;
 extern crate std;
 
 pub mod access;
+pub mod device;
 pub mod engine;
+pub mod journal;
 pub mod tx;
 pub mod vfs;
 

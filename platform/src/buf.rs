@@ -53,6 +53,12 @@ impl Buf {
         self.len == 0
     }
 
+    /// Shows the first `len` bytes of the memory, which may be more than before: a truncated buffer grows back.
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.pages.len() * BLOCK_SIZE, "a buffer cannot outgrow its memory");
+        self.len = len;
+    }
+
     /// Shortens the visible part to `len` bytes; the memory stays.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -91,6 +97,8 @@ mod tests {
         buf[4999] = 7;
         buf.truncate(10);
         assert_eq!(buf.len(), 10);
+        buf.set_len(5000);
+        assert_eq!(buf[4999], 7, "what was hidden is still there");
         assert_eq!(&*Buf::copy_of(b"abc").unwrap(), b"abc");
     }
 }

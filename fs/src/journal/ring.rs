@@ -1,0 +1,326 @@
+//! Where entries go: on each journal device a ring of buckets, filled one after another. Pure bookkeeping.
+//!
+//! Room is promised before it is used: [`Ring::available`] never shrinks by more than an entry's blocks when an entry
+//! is placed, whatever is lost at the ends of buckets. For that, an entry is at most half a bucket long, a reservation
+//! at most half an entry, and a bucket is left only when less than half an entry's room remains in it; that much is
+//! never counted. One bucket a device stays free, so that the next mount has a bucket of its own to begin in.
+
+use alloc::vec::Vec;
+use moraine_format::journal::{ENTRY_BLOCK, ENTRY_HEADER_BYTES, Seq};
+use smallvec::SmallVec;
+
+/// Entries longer than this gain nothing.
+const ENTRY_BYTES_WANTED: usize = 256 << 10;
+
+/// The journal's part of one device, as the superblock lists it and as recovery found it.
+#[derive(Clone, Debug)]
+pub(super) struct RingDevice {
+    /// Member index.
+    pub(super) index: u8,
+    /// Bytes of its buckets.
+    pub(super) bucket_bytes: u64,
+    /// Its buckets in ring order.
+    pub(super) buckets: Vec<Bucket>,
+    /// The bucket being filled, and the next byte in it.
+    pub(super) current: Option<(usize, u64)>,
+    /// Not written to any more.
+    pub(super) failed: bool,
+}
+
+/// One bucket of the ring.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bucket {
+    /// Byte offset on the device.
+    pub(super) start: u64,
+    /// Newest entry in it; zero if it was never used.
+    pub(super) newest: Seq,
+    /// Bytes from its start that hold needed entries.
+    pub(super) filled: u64,
+}
+
+/// Room for an entry on its devices.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Placement {
+    /// (member index, byte offset) of each copy.
+    pub(super) copies: SmallVec<[(u8, u64); 2]>,
+    /// Bytes it may grow to.
+    pub(super) room: usize,
+}
+
+/// All rings.
+#[derive(Debug)]
+pub(super) struct Ring {
+    devices: Vec<RingDevice>,
+    replicas: usize,
+    entry_max: usize,
+    /// Entries before this are not needed: their buckets are free.
+    needed_from: Seq,
+}
+
+impl Ring {
+    /// Rings as recovery found them. `transfer_max` is the longest command all devices take.
+    pub(super) fn new(
+        devices: Vec<RingDevice>,
+        replicas: usize,
+        transfer_max: usize,
+        needed_from: Seq,
+    ) -> Ring {
+        let smallest = devices.iter().map(|d| d.bucket_bytes as usize).min().unwrap_or(0);
+        let entry_max = (smallest / 2).min(ENTRY_BYTES_WANTED).min(transfer_max) / ENTRY_BLOCK * ENTRY_BLOCK;
+        let replicas = replicas.min(devices.len());
+        let mut ring = Ring { devices, replicas, entry_max, needed_from };
+        for i in 0..ring.devices.len() {
+            if ring.free_buckets(i).next().is_none() {
+                ring.continue_in_used_bucket(i);
+            }
+        }
+        ring
+    }
+
+    /// The longest entry.
+    pub(super) fn entry_max(&self) -> usize {
+        self.entry_max
+    }
+
+    /// The longest items area that may be reserved at once.
+    pub(super) fn reservation_max(&self) -> usize {
+        self.slack() as usize - ENTRY_HEADER_BYTES
+    }
+
+    /// How many copies are made of each entry while all devices work.
+    pub(super) fn replicas(&self) -> usize {
+        self.replicas
+    }
+
+    /// Member indices of all journal devices that work.
+    pub(super) fn working(&self) -> impl Iterator<Item = u8> + '_ {
+        self.devices.iter().filter(|d| !d.failed).map(|d| d.index)
+    }
+
+    /// Stops using a device; says whether it was in use.
+    pub(super) fn fail(&mut self, index: u8) -> bool {
+        let device = self.devices.iter_mut().find(|d| d.index == index);
+        device.is_some_and(|d| !core::mem::replace(&mut d.failed, true))
+    }
+
+    /// How many devices failed.
+    pub(super) fn failed_count(&self) -> usize {
+        self.devices.iter().filter(|d| d.failed).count()
+    }
+
+    /// Entries before `seq` are not needed any more.
+    pub(super) fn needed_from(&mut self, seq: Seq) {
+        assert!(seq >= self.needed_from, "the tail of the journal moves forward only");
+        self.needed_from = seq;
+    }
+
+    /// Whether a bucket would become free if the tail moved to `seq`.
+    pub(super) fn would_free(&self, seq: Seq) -> bool {
+        let frees = |d: &RingDevice, i: usize| {
+            let newest = d.buckets[i].newest;
+            d.current.is_none_or(|(c, _)| c != i) && newest >= self.needed_from && newest < seq
+        };
+        let working = self.devices.iter().filter(|d| !d.failed);
+        working.into_iter().any(|d| (0..d.buckets.len()).any(|i| frees(d, i)))
+    }
+
+    fn slack(&self) -> u64 {
+        (self.entry_max / 2) as u64
+    }
+
+    /// When the last mount left no bucket free on a device, go on behind the needed entries of the one with most room.
+    fn continue_in_used_bucket(&mut self, i: usize) {
+        let device = &mut self.devices[i];
+        let roomiest = device.buckets.iter().enumerate().min_by_key(|(_, b)| b.filled);
+        device.current = roomiest.map(|(at, bucket)| (at, bucket.filled));
+    }
+
+    fn free_buckets(&self, i: usize) -> impl Iterator<Item = usize> + '_ {
+        let device = &self.devices[i];
+        let count = device.buckets.len();
+        let first = device.current.map_or(0, |(at, _)| at + 1);
+        (0..count).map(move |n| (first + n) % count).filter(move |at| {
+            device.current.is_none_or(|(c, _)| c != *at)
+                && device.buckets[*at].newest < self.needed_from.max(Seq(1))
+        })
+    }
+
+    fn rest(&self, i: usize) -> u64 {
+        let device = &self.devices[i];
+        device.current.map_or(0, |(_, at)| device.bucket_bytes - at)
+    }
+
+    fn available_on(&self, i: usize) -> u64 {
+        let takeable = (self.free_buckets(i).count() as u64).saturating_sub(1);
+        match takeable {
+            0 => self.rest(i),
+            n => {
+                n * (self.devices[i].bucket_bytes - self.slack()) + self.rest(i).saturating_sub(self.slack())
+            }
+        }
+    }
+
+    /// Bytes of entries that can surely be placed.
+    pub(super) fn available(&self) -> u64 {
+        self.spread(|i| self.available_on(i))
+    }
+
+    /// What [`Ring::available`] is when nothing is needed.
+    pub(super) fn capacity(&self) -> u64 {
+        self.spread(|i| {
+            let device = &self.devices[i];
+            (device.buckets.len() as u64 - 1) * (device.bucket_bytes - self.slack())
+        })
+    }
+
+    /// The most bytes that can be stored in as many copies as wanted, each on another device: the largest T with
+    /// Σ min(aᵢ, T) ≥ R·T.
+    fn spread(&self, on_device: impl Fn(usize) -> u64) -> u64 {
+        let working = (0..self.devices.len()).filter(|i| !self.devices[*i].failed);
+        let mut room: SmallVec<[u64; 4]> = working.map(on_device).collect();
+        let replicas = self.replicas.min(room.len());
+        if replicas == 0 {
+            return 0;
+        }
+        if replicas < room.len() {
+            // Entries are placed whole, so the last bit of each device may not fit.
+            room.iter_mut().for_each(|r| *r = r.saturating_sub(self.entry_max as u64));
+        }
+        room.sort_unstable();
+        let total = |n: usize| room[..n].iter().sum::<u64>();
+        (0..replicas).map(|j| total(room.len() - j) / (replicas - j) as u64).min().unwrap_or(0)
+    }
+
+    /// Finds room for an entry of at least `need` bytes on as many devices as copies are wanted. `None` if there is
+    /// none, which a caller with a reservation never sees.
+    pub(super) fn place(&mut self, need: usize) -> Option<Placement> {
+        let mut order: SmallVec<[(u64, usize); 4]> = (0..self.devices.len())
+            .filter(|i| !self.devices[*i].failed)
+            .map(|i| (self.available_on(i), i))
+            .collect();
+        order.sort_by_key(|(room, i)| (core::cmp::Reverse(*room), *i));
+        let mut placement = Placement { copies: SmallVec::new(), room: self.entry_max };
+        for (_, i) in order {
+            if placement.copies.len() == self.replicas {
+                break;
+            }
+            if !self.make_room(i, need as u64) {
+                continue;
+            }
+            let device = &self.devices[i];
+            let (bucket, at) = device.current?;
+            placement.copies.push((device.index, device.buckets[bucket].start + at));
+            placement.room = placement.room.min(self.rest(i) as usize);
+        }
+        (!placement.copies.is_empty()).then_some(placement)
+    }
+
+    /// Moves on to the next free bucket if the current one has too little left.
+    fn make_room(&mut self, i: usize, need: u64) -> bool {
+        let rest = self.rest(i);
+        let mut free = self.free_buckets(i);
+        let (next, more) = (free.next(), free.next().is_some());
+        drop(free);
+        let device = &mut self.devices[i];
+        match next {
+            Some(next) if rest < need || (rest < (self.entry_max / 2) as u64 && more) => {
+                device.current = Some((next, 0));
+                device.buckets[next].newest = Seq::ZERO;
+                true
+            }
+            _ => rest >= need,
+        }
+    }
+
+    /// The entry at `placement` is `seq` and takes `bytes`: the next one goes behind it.
+    pub(super) fn fill(&mut self, placement: &Placement, seq: Seq, bytes: usize) {
+        for (index, offset) in &placement.copies {
+            let device =
+                self.devices.iter_mut().find(|d| d.index == *index).expect("an entry lies on ring devices");
+            let (bucket, at) = device.current.expect("a placed entry lies in the current bucket");
+            assert!(
+                device.buckets[bucket].start + at == *offset,
+                "entries are filled in the order they are placed"
+            );
+            device.current = Some((bucket, at + bytes as u64));
+            device.buckets[bucket].newest = seq;
+            assert!(at + bytes as u64 <= device.bucket_bytes, "an entry lies in one bucket");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    const KIB: u64 = 1 << 10;
+
+    fn device(index: u8, buckets: u64, bucket_bytes: u64) -> RingDevice {
+        let bucket = |n| Bucket { start: (n + 3) * bucket_bytes, newest: Seq::ZERO, filled: 0 };
+        let buckets = (0..buckets).map(bucket).collect();
+        RingDevice { index, bucket_bytes, buckets, current: None, failed: false }
+    }
+
+    #[test]
+    fn what_is_available_shrinks_by_no_more_than_what_is_placed() {
+        for (devices, replicas) in [(1, 1), (2, 1), (2, 2), (3, 2)] {
+            let list = (0..devices).map(|i| device(i, 4 + u64::from(i), 64 * KIB)).collect();
+            let mut ring = Ring::new(list, replicas, 1 << 20, Seq(1));
+            assert_eq!(ring.available(), ring.capacity());
+            let (mut seq, mut state) = (1, 12345_u64);
+            let mut placed = 0;
+            loop {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let need = ((state >> 33) % 4 + 1) as usize * 4096;
+                let before = ring.available();
+                if before < need as u64 {
+                    break;
+                }
+                let placement = ring.place(need).expect("what is available can be placed");
+                assert_eq!(placement.copies.len(), replicas);
+                assert!(placement.room >= need);
+                ring.fill(&placement, Seq(seq), need);
+                assert!(
+                    ring.available() + need as u64 >= before,
+                    "{devices}/{replicas}: lost more than placed"
+                );
+                seq += 1;
+                placed += need as u64;
+            }
+            assert!(placed >= ring.capacity() / 2, "{placed} of {}", ring.capacity());
+            ring.needed_from(Seq(seq));
+            assert!(ring.available() >= ring.capacity() * 3 / 4, "an unneeded journal is free again");
+        }
+    }
+
+    #[test]
+    fn the_last_free_bucket_is_left_to_the_next_mount() {
+        let mut ring = Ring::new(vec![device(0, 4, 64 * KIB)], 1, 1 << 20, Seq(1));
+        let mut used = vec![];
+        for seq in 1.. {
+            if ring.available() < 16 * KIB {
+                break;
+            }
+            let placement = ring.place(16 << 10).unwrap();
+            ring.fill(&placement, Seq(seq), 16 << 10);
+            used.push(placement.copies[0].1 / (64 * KIB));
+        }
+        used.dedup();
+        assert_eq!(used.len(), 3);
+        assert_eq!(ring.free_buckets(0).count(), 1);
+    }
+
+    #[test]
+    fn without_a_free_bucket_the_roomiest_used_one_goes_on_behind_what_is_needed() {
+        let mut full = device(0, 4, 64 * KIB);
+        for (i, bucket) in full.buckets.iter_mut().enumerate() {
+            bucket.newest = Seq(10 + i as u64);
+            bucket.filled = (60 - 8 * (i as u64 % 3)) * KIB;
+        }
+        let mut ring = Ring::new(vec![full], 1, 1 << 20, Seq(5));
+        let placement = ring.place(4096).unwrap();
+        assert_eq!(placement.copies[0].1, (2 + 3) * 64 * KIB + 44 * KIB);
+        assert_eq!(placement.room, 20 << 10);
+    }
+}
