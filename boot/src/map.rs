@@ -55,7 +55,7 @@ impl RangeSet {
             start = start.min(self.ranges[first].start);
             end = end.max(self.ranges[last - 1].end);
         }
-        self.replace(first, last, &[start..end]);
+        self.replace(first, last, core::slice::from_ref(&(start..end)));
     }
 
     /// Takes every page touched by `start .. start + len` out.
@@ -123,7 +123,7 @@ fn move_tail(ranges: &mut [Range<u64>], to: usize, from: usize, end: usize) {
 
 /// End of the last page that `start .. start + len` touches.
 fn outer_end(start: u64, len: u64) -> u64 {
-    start.saturating_add(len).checked_next_multiple_of(PAGE).unwrap_or(u64::MAX & !(PAGE - 1))
+    start.saturating_add(len).checked_next_multiple_of(PAGE).unwrap_or(!(PAGE - 1))
 }
 
 #[cfg(test)]

@@ -49,7 +49,6 @@ fn sink(level: Level, room: &str, text: fmt::Arguments<'_>) {
 }
 
 /// Writes one line without time and level: what scripts read.
-#[allow(dead_code)]
 pub(crate) fn plain(text: fmt::Arguments<'_>) {
     let _ = writeln!(CONSOLE.lock(), "{text}");
 }

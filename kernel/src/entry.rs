@@ -21,6 +21,8 @@ pub(crate) struct BootInfo {
     pub(crate) path: &'static str,
     /// Memory that is free RAM as far as the firmware says.
     pub(crate) ram: RangeSet,
+    /// The part of it that is still in use until the kernel has page tables of its own.
+    pub(crate) busy: RangeSet,
     /// Physical address of ACPI's root pointer; 0 if the loader does not know.
     pub(crate) rsdp: u64,
     /// The command line.
@@ -77,7 +79,7 @@ extern "C" fn pvh_main(start_info: u64) -> ! {
         command_line.push(bytes.split(|b| *b == 0).next().unwrap_or(&[]));
     }
     let path = if info.flags & BIOS_FLAG != 0 { "BIOS" } else { "PVH" };
-    crate::start(BootInfo { path, ram, rsdp: info.rsdp, command_line })
+    crate::start(BootInfo { path, ram, busy: RangeSet::new(), rsdp: info.rsdp, command_line })
 }
 
 /// Our BIOS stage marks its start info with this flag (PVH defines none for kernels).

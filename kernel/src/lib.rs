@@ -7,6 +7,7 @@
 //! | `parts/acpi.rs` | the firmware's tables |
 //! | `parts/date.rs` | the real-time clock's registers and dates |
 //! | `parts/ring.rs` | the log ring that outlives a reboot |
+//! | `parts/timers.rs` | who is to be woken when |
 //! | `parts/words.rs` | the kernel's words of the boot command line |
 //!
 //! `main.rs` is the kernel itself.
@@ -24,5 +25,7 @@ pub mod pages;
 pub mod ring;
 #[path = "parts/slab.rs"]
 pub mod slab;
+#[path = "parts/timers.rs"]
+pub mod timers;
 #[path = "parts/words.rs"]
 pub mod words;

@@ -7,6 +7,8 @@
 //! | `cpu/` | `features`, `traps` (GDT, IDT, IST stacks), `apic`, `cores` (second cores) |
 //! | `machine/` | `acpi`, `pci`, `power`, `clock` (TSC, RTC), `serial` |
 //! | `console.rs` | log lines to the serial port and to the ring that outlives a reset |
+//! | `hal.rs` | the machine as drivers see it |
+//! | `random.rs` | random numbers |
 //! | `reactor.rs` | one core's tasks, timers and interrupts; sleeps when idle; implements `platform` |
 //! | `selftest.rs` | what only a running machine can show |
 //! | `panic.rs` | says where and why, keeps the log, reboots |
@@ -18,48 +20,97 @@ extern crate alloc;
 mod console;
 mod cpu;
 mod entry;
+mod hal;
 mod machine;
 mod memory;
 mod panic;
+mod random;
+mod reactor;
 mod selftest;
 mod uefi;
 
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use cpu::apic;
 use entry::BootInfo;
+use kernel_parts::acpi::Tables;
 use kernel_parts::words::{Mode, Words};
+use moraine_appliance::{Config, OnPanic, Stop};
+use moraine_drivers::{Found, Hal, MmioWindow};
 use moraine_platform::{error, info, warn};
+use reactor::Reactor;
 
 /// Brings the machine up and runs the appliance. Every boot path ends here, on a stack of the kernel's own, with the
-/// first 4 GiB (at least) mapped one to one.
+/// image, the stack and free memory mapped one to one by somebody else's page tables.
 fn start(boot: BootInfo) -> ! {
     memory::heap::init_early();
     console::init();
     let words = Words::parse(&boot.command_line);
-    moraine_platform::log::set_level(words.level);
-    panic::set_policy(words.panic);
+    let (config, complaints) = Config::parse(&words.others);
+    moraine_platform::log::set_level(config.log);
+    panic::set_halt(config.on_panic == OnPanic::Halt);
     info!("kernel", "Moraine {} booting by {}", env!("CARGO_PKG_VERSION"), boot.path);
     let cpu = cpu::features::init_first();
     memory::copy::choose(cpu, words.copy_by_string);
     memory::init(&boot);
     cpu::traps::init_first();
     let tables = machine::acpi::init(boot.rsdp);
-    cpu::apic::init(&tables);
+    apic::init(&tables);
     machine::clock::init(&tables);
     console::report_previous();
     machine::power::init(&tables);
-    machine::pci::init(&tables);
     cpu::cores::start(&tables);
     for word in &words.wrong {
         error!("kernel", "boot word {word:?} has a value that is not known; it is ignored");
     }
+    for complaint in &complaints {
+        warn!("kernel", "{complaint}");
+    }
     match words.mode {
         Mode::SelfTest => selftest::run(),
         Mode::Panic => panic!("asked for by the boot word selftest=panic"),
+        Mode::Fault => selftest::fault(),
         Mode::Appliance => {}
     }
-    for word in &words.others {
-        warn!("kernel", "boot word {word:?} is not known");
+    let found = find_devices(&boot, &words, &tables);
+    run_appliance(found, config)
+}
+
+/// Finds and brings up disks and network cards.
+fn find_devices(boot: &BootInfo, words: &Words, tables: &Tables) -> Found {
+    let functions = machine::pci::functions(tables);
+    let mut windows = Vec::new();
+    for window in &words.windows {
+        apic::route(window.interrupt, apic::DEVICES, apic::Edge::Rising);
+        windows.push(MmioWindow { address: window.address, len: window.len });
     }
-    loop {
-        x86_64::instructions::interrupts::enable_and_hlt();
+    let hal: Rc<dyn Hal> = Rc::new(hal::Machine { ram: boot.ram.clone() });
+    let found = moraine_drivers::probe(hal, &functions, &windows);
+    for failure in &found.failures {
+        error!("drivers", "{failure}");
     }
+    for disk in &found.disks {
+        let d = disk.info();
+        info!("drivers", "disk {}: {} MiB, {}", d.name, d.size >> 20, d.identity);
+    }
+    found
+}
+
+/// Serves until the power button, then switches off.
+fn run_appliance(found: Found, config: Config) -> ! {
+    let reactor = Reactor::new(found.services, false);
+    let stop = Stop::new();
+    let asked = stop.clone();
+    let _ = config;
+    console::plain(format_args!("moraine idle"));
+    for disk in &found.disks {
+        console::plain(format_args!("moraine idle: {}: not looked at", disk.info().name));
+    }
+    reactor.run(async move { stop.wait().await }, move || {
+        info!("kernel", "power button: shutting down");
+        asked.ask();
+    });
+    console::plain(format_args!("moraine stopped"));
+    console::note_ending(kernel_parts::ring::Ending::Clean);
+    machine::power::off()
 }

@@ -61,6 +61,9 @@ pub(crate) fn init(boot: &BootInfo) {
     free.remove(image.start, image.end - image.start);
     let ring_fits = free.contains(RING_AT, RING_LEN);
     free.remove(RING_AT, RING_LEN);
+    for range in boot.busy.as_slice() {
+        free.remove(range.start, range.end - range.start);
+    }
 
     paging::init(&mut free, |map| {
         for range in boot.ram.as_slice() {
@@ -80,6 +83,11 @@ pub(crate) fn init(boot: &BootInfo) {
         console::use_ring(unsafe { direct::bytes_mut(RING_AT, RING_LEN as usize) });
     }
 
+    for range in boot.busy.as_slice() {
+        free.add(range.start, range.end - range.start);
+    }
+    free.remove(0, LOW_MEMORY);
+    free.remove(RING_AT, RING_LEN);
     let tables = all - free.total();
     heap::init(&mut free);
     let used = heap::usage();

@@ -4,9 +4,8 @@ use crate::machine::power;
 use crate::{console, cpu, memory};
 use core::fmt::Write;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 use kernel_parts::ring::Ending;
-use kernel_parts::words::PanicPolicy;
 
 /// Return addresses shown at most.
 const TRACE_MAX: usize = 16;
@@ -15,12 +14,12 @@ const TRACE_BYTES: u64 = 4096;
 /// Cycles before the reset, so that a person sees the text go by: about two seconds.
 const PAUSE_CYCLES: u64 = 4_000_000_000;
 
-static HALT: AtomicU8 = AtomicU8::new(0);
+static HALT: AtomicBool = AtomicBool::new(false);
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Sets what a panic leads to.
-pub(crate) fn set_policy(policy: PanicPolicy) {
-    HALT.store((policy == PanicPolicy::Halt) as u8, Ordering::Relaxed);
+/// Whether a panic leads to standing still, so that someone can look, instead of a reboot.
+pub(crate) fn set_halt(halt: bool) {
+    HALT.store(halt, Ordering::Relaxed);
 }
 
 #[panic_handler]
@@ -56,7 +55,7 @@ pub(crate) fn end(stack: u64) -> ! {
             shown += 1;
         }
     }
-    let halt = HALT.load(Ordering::Relaxed) != 0;
+    let halt = HALT.load(Ordering::Relaxed);
     let _ = writeln!(text, "\nmoraine panicked; {}", if halt { "halting (panic=halt)" } else { "rebooting" });
     console::note_ending(Ending::Panic);
     if halt {

@@ -39,6 +39,7 @@ const TIMER_INITIAL: u32 = 0x380;
 const TIMER_CURRENT: u32 = 0x390;
 const TIMER_DIVIDE: u32 = 0x3e0;
 const MASKED: u32 = 1 << 16;
+const PERIODIC: u32 = 1 << 17;
 const DIVIDE_BY_1: u32 = 0b1011;
 const ENABLED: u32 = 1 << 8;
 
@@ -100,6 +101,11 @@ pub(crate) fn id() -> u32 {
 /// Interrupts this core with [`TIMER`] once, after `ticks`; 0 takes it back.
 pub(crate) fn set_timer(ticks: u32) {
     write(TIMER_INITIAL, ticks);
+}
+
+/// Whether the timer starts anew each time it fired.
+pub(crate) fn set_periodic(periodic: bool) {
+    write(TIMER_ENTRY, TIMER as u32 | if periodic { PERIODIC } else { 0 });
 }
 
 /// Ticks left of the timer.

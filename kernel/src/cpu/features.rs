@@ -26,12 +26,11 @@ const BASELINE: [(u32, &str); 5] =
 
 /// Checks the baseline, enables extensions on the first core, and tells what was found.
 pub(crate) fn init_first() -> Features {
-    let missing = |bit: u32| __cpuid(1).ecx & 1 << bit == 0;
-    if BASELINE.iter().any(|(bit, _)| missing(*bit)) {
-        for (_, name) in BASELINE.iter().filter(|(bit, _)| missing(*bit)) {
-            error!("cpu", "this processor lacks {name}");
-        }
-        error!("cpu", "Moraine needs an x86-64-v2 processor (2009 or later); it stops here");
+    if let Some(name) = first_missing() {
+        error!(
+            "cpu",
+            "Moraine needs an x86-64-v2 processor (2009 or later); this one lacks {name}; stopping"
+        );
         super::stop();
     }
     enable_extensions();
@@ -40,7 +39,8 @@ pub(crate) fn init_first() -> Features {
     if __cpuid(0x8000_0000).eax >= 0x8000_0004 {
         for (i, part) in name.chunks_exact_mut(16).enumerate() {
             let leaf = __cpuid(0x8000_0002 + i as u32);
-            for (word, bytes) in [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx].iter().zip(part.chunks_exact_mut(4)) {
+            for (word, bytes) in [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx].iter().zip(part.chunks_exact_mut(4))
+            {
                 bytes.copy_from_slice(&word.to_le_bytes());
             }
         }
@@ -53,6 +53,11 @@ pub(crate) fn init_first() -> Features {
     };
     info!("cpu", "{name}{kind}");
     found
+}
+
+/// The first feature of the baseline that this processor lacks.
+pub(crate) fn first_missing() -> Option<&'static str> {
+    BASELINE.iter().find(|(bit, _)| __cpuid(1).ecx & 1 << bit == 0).map(|(_, name)| *name)
 }
 
 /// Enables what the assembly of the entry left off: AVX state, so that routines chosen at run time may use it. On
@@ -79,7 +84,8 @@ fn detect() -> Features {
     let seven = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).ebx } else { 0 };
     let emulated = virtual_machine && {
         let leaf = __cpuid(0x4000_0000);
-        [leaf.ebx, leaf.ecx, leaf.edx] == [u32::from_le_bytes(*b"TCGT"), u32::from_le_bytes(*b"CGTC"), u32::from_le_bytes(*b"GTCG")]
+        [leaf.ebx, leaf.ecx, leaf.edx]
+            == [u32::from_le_bytes(*b"TCGT"), u32::from_le_bytes(*b"CGTC"), u32::from_le_bytes(*b"GTCG")]
     };
     let steady = __cpuid(0x8000_0000).eax >= 0x8000_0007 && __cpuid(0x8000_0007).edx & 1 << 8 != 0;
     Features {

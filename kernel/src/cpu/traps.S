@@ -27,7 +27,6 @@ irq_common:
     movl    16(%rsp), %ecx
     leaq    IRQ_COUNTS(%rip), %rax
     lock incl (%rax, %rcx, 4)
-    movl    $1, IRQ_ANY(%rip)
     movq    APIC_EOI(%rip), %rax
     testq   %rax, %rax
     jz      1f

@@ -34,9 +34,6 @@ const EMERGENCIES: [u8; 3] = [2, 8, 18];
 /// How often each vector fired. Written by `traps.S`.
 #[unsafe(no_mangle)]
 static IRQ_COUNTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
-/// Non-zero when any interrupt came since it was last cleared. Written by `traps.S`.
-#[unsafe(no_mangle)]
-static IRQ_ANY: AtomicU32 = AtomicU32::new(0);
 /// Address of the local controller's end-of-interrupt register; 0 means x2APIC. Read by `traps.S`.
 #[unsafe(no_mangle)]
 static APIC_EOI: AtomicU64 = AtomicU64::new(0);
@@ -138,21 +135,10 @@ pub(crate) fn count(vector: u8) -> u32 {
     IRQ_COUNTS[vector as usize].load(Ordering::Acquire)
 }
 
-/// Whether any interrupt came since the last call.
-pub(crate) fn any_since() -> bool {
-    IRQ_ANY.swap(0, Ordering::AcqRel) != 0
-}
-
-/// Whether an interrupt is waiting to be noticed; leaves it so.
-pub(crate) fn any_waiting() -> bool {
-    IRQ_ANY.load(Ordering::Acquire) != 0
-}
-
 fn idt() -> InterruptDescriptorTable {
     let mut idt = InterruptDescriptorTable::new();
-    // SAFETY: only the addresses of the assembly's tables are used; entries are 16 bytes apart.
-    let (exceptions, interrupts) =
-        unsafe { (&raw const exception_entries as u64, &raw const irq_entries as u64) };
+    // Entries are 16 bytes apart.
+    let (exceptions, interrupts) = (&raw const exception_entries as u64, &raw const irq_entries as u64);
     let exception = |vector: u8| VirtAddr::new(exceptions + 16 * vector as u64);
     let stack = |vector: u8| if EMERGENCIES.contains(&vector) { EMERGENCY_STACK } else { EXCEPTION_STACK };
     macro_rules! set {

@@ -34,7 +34,7 @@ pub(crate) fn begin() {
 /// Nanoseconds since [`begin`].
 pub(crate) fn now_ns() -> u64 {
     let cycles = cpu::cycles().wrapping_sub(START.load(Ordering::Relaxed));
-    (cycles as u128 * NS_PER_CYCLE.load(Ordering::Relaxed) as u128 >> 32) as u64
+    ((cycles as u128 * NS_PER_CYCLE.load(Ordering::Relaxed) as u128) >> 32) as u64
 }
 
 /// Wall clock, nanoseconds since 1970; begins at 0 on a machine without a date.
@@ -44,7 +44,7 @@ pub(crate) fn wall_ns() -> u64 {
 
 /// Local-timer ticks for a span, at least one.
 pub(crate) fn timer_ticks(ns: u64) -> u32 {
-    (ns as u128 * TICKS_PER_NS.load(Ordering::Relaxed) as u128 >> 32).clamp(1, u32::MAX as u128) as u32
+    ((ns as u128 * TICKS_PER_NS.load(Ordering::Relaxed) as u128) >> 32).clamp(1, u32::MAX as u128) as u32
 }
 
 /// Spins for a while.
@@ -76,7 +76,8 @@ pub(crate) fn init(tables: &Tables) {
     if found.is_none() && features.virtual_machine {
         let read = || (u32::MAX - apic::timer_left()) as u64;
         apic::set_timer(u32::MAX);
-        found = measure(read, u32::MAX as u64, VIRTUAL_TIMER_HZ).map(|(cycles, _)| ("local timer", (cycles, VIRTUAL_TIMER_HZ)));
+        found = measure(read, u32::MAX as u64, VIRTUAL_TIMER_HZ)
+            .map(|(cycles, _)| ("local timer", (cycles, VIRTUAL_TIMER_HZ)));
     }
     apic::set_timer(0);
     let (by, (cycles_hz, timer_hz)) = found.unwrap_or_else(|| {
@@ -92,7 +93,11 @@ pub(crate) fn init(tables: &Tables) {
             WALL_AT_START.store(seconds * 1_000_000_000 - now_ns(), Ordering::Relaxed);
             info!("clock", "{} UTC; {} MHz by the {by}", date::Date::of(seconds), cycles_hz / 1_000_000);
         }
-        None => warn!("clock", "no date to be had: files will say 1970; {} MHz by the {by}", cycles_hz / 1_000_000),
+        None => warn!(
+            "clock",
+            "no date to be had: files will say 1970; {} MHz by the {by}",
+            cycles_hz / 1_000_000
+        ),
     }
 }
 

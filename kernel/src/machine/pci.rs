@@ -35,10 +35,8 @@ struct Function {
 /// All functions that are there. Maps ECAM bus by bus as buses are found.
 pub(crate) fn functions(tables: &Tables) -> Vec<Rc<dyn PciFunction>> {
     let mut found = Vec::new();
-    if tables.ecam.is_empty() {
-        if ports_answer() {
-            scan_bus(Space::Ports, 0, 0, &mut found);
-        }
+    if tables.ecam.is_empty() && ports_answer() {
+        scan_bus(Space::Ports, 0, 0, &mut found);
     }
     for ecam in &tables.ecam {
         scan_bus(Space::Memory(*ecam), ecam.segment, ecam.first_bus, &mut found);

@@ -1,6 +1,7 @@
 //! Power: the button, switching off, and resetting.
 
 use crate::cpu::apic::{self, Edge};
+use crate::machine::clock;
 use crate::memory::paging::{self, Access};
 use kernel_parts::acpi::{Power, Register, Tables};
 use moraine_platform::{debug, info, warn};
@@ -12,6 +13,9 @@ const CONTROL_IS_OURS: u16 = 1;
 const SLEEP_ENABLE: u16 = 1 << 13;
 /// Looks at the control register before we give up on firmware handing it over.
 const PATIENCE: u32 = 1_000_000;
+
+/// How long switching off may take.
+const OFF_NS: u64 = 1_000_000_000;
 
 /// QEMU's micro-VM has its generic event device's selector this far below the sleep control register, and its
 /// interrupt here. Its byte code says so; we take it as given for the maker's name.
@@ -32,7 +36,9 @@ static STATE: Once<State> = Once::new();
 /// Takes the power registers over from the firmware and lets the button interrupt.
 pub(crate) fn init(tables: &Tables) {
     let mut events = None;
-    for register in [tables.reset.map(|(register, _)| register), sleep_control(tables.power)].into_iter().flatten() {
+    for register in
+        [tables.reset.map(|(register, _)| register), sleep_control(tables.power)].into_iter().flatten()
+    {
         if let Register::Memory(at) = register {
             paging::map(at, 8, Access::Device);
         }
@@ -112,6 +118,8 @@ pub(crate) fn off() -> ! {
         }
         None => {}
     }
+    // An emulator ends a moment after the write.
+    clock::pause_ns(OFF_NS);
     info!("power", "it is now safe to switch the machine off");
     crate::cpu::stop()
 }

@@ -104,9 +104,39 @@ pub(crate) fn unmap(start: u64, len: u64) {
     }
 }
 
-/// Whether an address can be read.
+/// Whether an address can be read. Called while reporting a panic, so it waits for nobody.
 pub(crate) fn is_mapped(address: u64) -> bool {
-    TABLES.lock().entry(address) & PRESENT != 0
+    TABLES.try_lock().is_some_and(|tables| tables.entry(address) & PRESENT != 0)
+}
+
+/// Whether a page can be read, written, executed.
+pub(crate) fn rights(address: u64) -> (bool, bool, bool) {
+    let entry = TABLES.lock().entry(address);
+    let present = entry & PRESENT != 0;
+    (present, present && entry & WRITE != 0, present && entry & NO_EXECUTE == 0)
+}
+
+/// Pages that can be both written and executed: there must be none.
+pub(crate) fn count_writable_code() -> usize {
+    let tables = TABLES.lock();
+    count_below(tables.root, 3)
+}
+
+fn count_below(table: u64, level: u32) -> usize {
+    let mut count = 0;
+    for i in 0..512 {
+        // SAFETY: `table` is one of our tables.
+        let entry = unsafe { (table as *const u64).add(i).read() };
+        if entry & PRESENT == 0 {
+            continue;
+        }
+        if level > 0 && entry & LARGE == 0 {
+            count += count_below(entry & ADDRESS, level - 1);
+        } else if entry & WRITE != 0 && entry & NO_EXECUTE == 0 {
+            count += 1;
+        }
+    }
+    count
 }
 
 impl Tables {

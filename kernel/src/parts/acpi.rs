@@ -162,11 +162,13 @@ fn read_madt(table: &[u8], out: &mut Tables) {
             (1, 12) => out.io_apics.extend(
                 u32_at(entry, 4).zip(u32_at(entry, 8)).map(|(a, first)| IoApic { address: a as u64, first }),
             ),
-            (2, 10) => out.overrides.extend(
-                u32_at(entry, 4)
-                    .zip(u16_at(entry, 8))
-                    .map(|(global, flags)| Override { source: entry[3], global, flags }),
-            ),
+            (2, 10) => {
+                out.overrides.extend(u32_at(entry, 4).zip(u16_at(entry, 8)).map(|(global, flags)| Override {
+                    source: entry[3],
+                    global,
+                    flags,
+                }))
+            }
             (5, 12) => out.local_apic = u64_at(entry, 4).unwrap_or(out.local_apic),
             _ => {}
         }

@@ -22,7 +22,8 @@ pub fn from_cmos(registers: [u8; 6], status: u8) -> Option<u64> {
     };
     let (second, minute, day, month) = (number(second)?, number(minute)?, number(day)?, number(month)?);
     let year = 2000 + number(year)?;
-    let plausible = second < 61 && minute < 60 && hour < 24 && (1..=31).contains(&day) && (1..=12).contains(&month);
+    let plausible =
+        second < 61 && minute < 60 && hour < 24 && (1..=31).contains(&day) && (1..=12).contains(&month);
     plausible.then(|| days_before(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
 }
 

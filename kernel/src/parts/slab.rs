@@ -177,7 +177,15 @@ impl Heap {
         let first = size_of::<Slab>().next_multiple_of(if size.is_power_of_two() { size } else { 64 });
         let capacity = ((SLAB_BYTES - first) / size) as u16;
         let (next, prev) = (ptr::null_mut(), ptr::null_mut());
-        let head = Slab { next, prev, free: ptr::null_mut(), fresh: first as u16, used: 0, capacity, class: class as u16 };
+        let head = Slab {
+            next,
+            prev,
+            free: ptr::null_mut(),
+            fresh: first as u16,
+            used: 0,
+            capacity,
+            class: class as u16,
+        };
         // SAFETY: the pages were just taken; the slab is on no list yet.
         unsafe {
             slab.write(head);

@@ -59,29 +59,35 @@ impl Words {
         };
         let lines = line.lines().map(|line| line.split('#').next().unwrap_or(""));
         for word in lines.flat_map(str::split_ascii_whitespace) {
-            let known = match word.split_once('=').unwrap_or((word, "")) {
-                ("selftest", "") => Some(words.mode = Mode::SelfTest),
-                ("selftest", "panic") => Some(words.mode = Mode::Panic),
-                ("selftest", "fault") => Some(words.mode = Mode::Fault),
-                ("copy", "auto") => Some(words.copy_by_string = None),
-                ("copy", "words") => Some(words.copy_by_string = Some(false)),
-                ("copy", "string") => Some(words.copy_by_string = Some(true)),
-                ("virtio_mmio.device", value) if words.windows.len() < WINDOWS_MAX => {
-                    window(value).map(|window| words.windows.push(window))
-                }
-                ("selftest" | "copy" | "virtio_mmio.device", _) => None,
-                _ => {
-                    if !words.others.is_empty() {
-                        words.others.push(' ');
-                    }
-                    Some(words.others.push_str(word))
-                }
-            };
-            if known.is_none() {
+            if !words.take(word) {
                 words.wrong.push(word.into());
             }
         }
         words
+    }
+
+    /// Takes one word; false if it is the kernel's with a value that is not known.
+    fn take(&mut self, word: &str) -> bool {
+        match word.split_once('=').unwrap_or((word, "")) {
+            ("selftest", "") => self.mode = Mode::SelfTest,
+            ("selftest", "panic") => self.mode = Mode::Panic,
+            ("selftest", "fault") => self.mode = Mode::Fault,
+            ("copy", "auto") => self.copy_by_string = None,
+            ("copy", "words") => self.copy_by_string = Some(false),
+            ("copy", "string") => self.copy_by_string = Some(true),
+            ("virtio_mmio.device", value) => match window(value) {
+                Some(window) if self.windows.len() < WINDOWS_MAX => self.windows.push(window),
+                _ => return false,
+            },
+            ("selftest" | "copy", _) => return false,
+            _ => {
+                if !self.others.is_empty() {
+                    self.others.push(' ');
+                }
+                self.others.push_str(word);
+            }
+        }
+        true
     }
 }
 
@@ -90,8 +96,15 @@ fn window(text: &str) -> Option<Window> {
     let (len, rest) = text.split_once('@')?;
     let (address, rest) = rest.split_once(':')?;
     let interrupt = rest.split(':').next()?;
-    let window = Window { address: number(address)?, len: number(len)?, interrupt: number(interrupt)?.try_into().ok()? };
-    (window.len >= 0x200 && window.len <= 1 << 20 && window.address.is_multiple_of(4) && window.address >> 46 == 0)
+    let window = Window {
+        address: number(address)?,
+        len: number(len)?,
+        interrupt: number(interrupt)?.try_into().ok()?,
+    };
+    (window.len >= 0x200
+        && window.len <= 1 << 20
+        && window.address.is_multiple_of(4)
+        && window.address >> 46 == 0)
         .then_some(window)
 }
 
@@ -112,7 +125,8 @@ mod tests {
 
     #[test]
     fn known_words_are_taken_others_passed_on_wrong_values_named() {
-        let words = Words::parse(b"panic=halt selftest format=blank\n# a remark\nip=dhcp copy=dance copy=words");
+        let words =
+            Words::parse(b"panic=halt selftest format=blank\n# a remark\nip=dhcp copy=dance copy=words");
         assert_eq!(words.mode, Mode::SelfTest);
         assert_eq!(words.copy_by_string, Some(false));
         assert_eq!(words.others, "panic=halt format=blank ip=dhcp");
@@ -121,10 +135,13 @@ mod tests {
 
     #[test]
     fn virtio_windows_are_read_as_qemu_writes_them() {
-        let words = Words::parse(b"virtio_mmio.device=512@0xfeb00e00:12 virtio_mmio.device=4K@0xd0000000:5:3");
+        let words =
+            Words::parse(b"virtio_mmio.device=512@0xfeb00e00:12 virtio_mmio.device=4K@0xd0000000:5:3");
         let window = |address, len, interrupt| Window { address, len, interrupt };
         assert_eq!(words.windows, [window(0xfeb0_0e00, 512, 12), window(0xd000_0000, 4096, 5)]);
-        for bad in ["512@0xfeb00000", "1@0x1000:1", "512@0x1001:1", "512@0xffffffffffffff00:1", "99G@0x1000:1", ""] {
+        for bad in
+            ["512@0xfeb00000", "1@0x1000:1", "512@0x1001:1", "512@0xffffffffffffff00:1", "99G@0x1000:1", ""]
+        {
             let line = alloc::format!("virtio_mmio.device={bad}");
             assert_eq!(Words::parse(line.as_bytes()).wrong, vec![line]);
         }
