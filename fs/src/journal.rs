@@ -20,6 +20,9 @@
 //! | `pins` | which entries are still needed |
 //! | `ring` | where entries go on the devices |
 //! | `writer` | preflush, write, acknowledge: the tasks that do the I/O |
+//! | [`choose`](choose()) | which entries are history after a crash: a pure decision |
+//! | `read` | reading the journal: [`read_history`] |
+//! | `start` | going on where history ended: [`Journal::start`] |
 
 use crate::device::{Dep, Devices};
 use alloc::boxed::Box;
@@ -30,13 +33,19 @@ use core::time::Duration;
 use moraine_platform::Platform;
 use moraine_platform::sync::Event;
 
+mod choose;
 mod open;
 mod pins;
+mod read;
 mod ring;
+mod start;
 mod state;
 mod writer;
 
+pub use choose::{Candidate, Decision, choose};
 pub use moraine_format::journal::{Item, ItemKind, Seq, item_bytes};
+pub use read::{History, HistoryEntry, RecoverError, Report, read_history};
+pub use start::BUCKETS_MIN;
 use state::State;
 
 /// Who asks for room, most urgent first. The less urgent a class, the earlier it must stop.
@@ -138,6 +147,8 @@ pub struct Counters {
     pub waits: u64,
 }
 
+type FailureHook = Box<dyn Fn(JournalError)>;
+
 /// The journal of a pool that is open for writing.
 pub struct Journal {
     this: Weak<Journal>,
@@ -153,7 +164,7 @@ pub struct Journal {
     /// An entry got its first item, or the journal closes.
     opened: Rc<Event>,
     closing: Cell<bool>,
-    on_failure: RefCell<Option<Box<dyn Fn(JournalError)>>>,
+    on_failure: RefCell<Option<FailureHook>>,
 }
 
 /// Room for the items of one commit; what is not used goes back on drop.

@@ -37,3 +37,4 @@ pub mod xattr;
 pub use device_set::DeviceSet;
 pub use error::FormatError;
 pub use key::{Pos, Tree};
+pub use superblock::Superblock;

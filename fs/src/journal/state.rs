@@ -260,10 +260,15 @@ impl State {
         if let Some(open) = &self.open {
             return open.seq;
         }
+        let need = journal::entry_bytes(bytes);
+        let placement = self.ring.place(need).expect("a reservation is worth room in the ring");
+        self.open_at(placement, now)
+    }
+
+    /// Opens the next entry.
+    pub(super) fn open_at(&mut self, placement: Placement, now: Instant) -> Seq {
         let seq = self.next_seq;
         self.next_seq = seq.next();
-        let placement =
-            self.ring.place(journal::entry_bytes(bytes)).expect("a reservation is worth room in the ring");
         let buf = self.spare.pop().expect("a reservation is worth an entry buffer");
         self.open = Some(OpenEntry::new(seq, placement, now, buf));
         seq

@@ -11,6 +11,9 @@ use core::task::Poll;
 use moraine_platform::{Buf, Fua, LocalFuture};
 use smallvec::SmallVec;
 
+/// Member index, the buffer, and how the write of one copy ended.
+type CopyWritten = (u8, Buf, Result<Dep, DeviceError>);
+
 impl Journal {
     /// Starts whatever should be written now. Called after everything that may change the answer.
     pub(super) fn kick(&self) {
@@ -94,7 +97,7 @@ impl Journal {
     async fn write_copies(&self, write: Write) -> (Buf, Result<SmallVec<[Dep; 2]>, JournalError>) {
         let fua = if write.through { Fua::Yes } else { Fua::No };
         let mut spare = Some(write.buf);
-        let mut under_way: Vec<LocalFuture<(u8, Buf, Result<Dep, DeviceError>)>> = Vec::new();
+        let mut under_way: Vec<LocalFuture<CopyWritten>> = Vec::new();
         let mut done = Vec::new();
         let last = write.placement.copies.len() - 1;
         for (n, (device, offset)) in write.placement.copies.iter().copied().enumerate() {
