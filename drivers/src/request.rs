@@ -354,6 +354,18 @@ pub(crate) struct Abandoned {
 }
 
 impl Abandoned {
+    /// Keeps every buffer for ever, because the device may still use it; callers get another of equal length.
+    pub(crate) fn lose_buffers(&self) {
+        let requests = self.pieces.iter().map(|p| &p.request);
+        for request in requests {
+            if let Some(buf) = request.buf.borrow_mut().as_mut() {
+                let other =
+                    Buf::zeroed(buf.len()).or_else(|_| Buf::zeroed(0)).expect("nothing needs no memory");
+                core::mem::forget(core::mem::replace(buf, other));
+            }
+        }
+    }
+
     /// Answers everything with `error`.
     pub(crate) fn fail(self, error: IoError) {
         for piece in self.pieces {

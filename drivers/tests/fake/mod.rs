@@ -90,10 +90,10 @@ impl World {
 
     /// Whether an address range lies in DMA memory.
     pub fn is_dma(&self, address: u64, len: usize) -> bool {
-        let dma = self.dma.borrow();
-        dma.range(..=address as usize)
+        let (dma, address) = (self.dma.borrow(), from_bus(address));
+        dma.range(..=address)
             .next_back()
-            .is_some_and(|(base, pages)| address as usize + len <= base + pages * PAGE_SIZE)
+            .is_some_and(|(base, pages)| address + len <= base + pages * PAGE_SIZE)
     }
 
     /// Runs `future` with the services and devices until it is done.
@@ -115,6 +115,34 @@ impl World {
     }
 }
 
+/// Bits of an address that are the same on the bus. What is above them is a number of 4 bits there, so that bus
+/// addresses differ from pointers and fit what the legacy interface can say.
+const REGION_SHIFT: u32 = 40;
+
+thread_local! {
+    static REGIONS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The bus address of memory.
+fn to_bus(address: usize) -> u64 {
+    let high = address >> REGION_SHIFT;
+    let number = REGIONS.with_borrow_mut(|regions| {
+        regions.iter().position(|&r| r == high).unwrap_or_else(|| {
+            regions.push(high);
+            regions.len() - 1
+        })
+    });
+    assert!(number < 15);
+    (address & ((1 << REGION_SHIFT) - 1)) as u64 | (number as u64 + 1) << REGION_SHIFT
+}
+
+fn from_bus(bus: u64) -> usize {
+    let number = (bus >> REGION_SHIFT) as usize;
+    let high = REGIONS.with_borrow(|regions| number.checked_sub(1).and_then(|n| regions.get(n).copied()));
+    let high = high.expect("a device is only told of memory");
+    bus as usize & ((1 << REGION_SHIFT) - 1) | high << REGION_SHIFT
+}
+
 /// Reads device-visible memory, as a device does.
 pub fn dma_read<const N: usize>(address: u64) -> [u8; N] {
     let mut out = [0; N];
@@ -123,15 +151,15 @@ pub fn dma_read<const N: usize>(address: u64) -> [u8; N] {
 }
 
 pub fn dma_read_into(address: u64, out: &mut [u8]) {
-    // SAFETY: fake bus addresses are pointers; drivers only tell devices of memory they own (that they do is what
-    // these tests are about; a violation would be found by a crash or the address checks of the models).
-    unsafe { std::ptr::copy(address as *const u8, out.as_mut_ptr(), out.len()) }
+    // SAFETY: drivers only tell devices of memory they own (that they do is what these tests are about; a violation
+    // would be found by a crash or the address checks of the models).
+    unsafe { std::ptr::copy(from_bus(address) as *const u8, out.as_mut_ptr(), out.len()) }
 }
 
 /// Writes device-visible memory.
 pub fn dma_write(address: u64, bytes: &[u8]) {
     // SAFETY: as in `dma_read_into`.
-    unsafe { std::ptr::copy(bytes.as_ptr(), address as *mut u8, bytes.len()) }
+    unsafe { std::ptr::copy(bytes.as_ptr(), from_bus(address) as *mut u8, bytes.len()) }
 }
 
 struct FakeRegisters {
@@ -183,7 +211,7 @@ fn pages_layout(pages: usize) -> Layout {
     Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).unwrap()
 }
 
-// SAFETY: memory comes from the global allocator, bus addresses are pointers, registers lead to models.
+// SAFETY: memory comes from the global allocator, bus addresses are made of its pointers, registers lead to models.
 unsafe impl Hal for World {
     fn alloc_dma(&self, pages: usize) -> Option<DmaPages> {
         let left = self.dma_pages_left.get().checked_sub(pages)?;
@@ -191,7 +219,7 @@ unsafe impl Hal for World {
         // SAFETY: the layout is not empty.
         let memory = NonNull::new(unsafe { alloc_zeroed(pages_layout(pages)) }).unwrap();
         self.dma.borrow_mut().insert(memory.addr().get(), pages);
-        Some(DmaPages { memory, bus: memory.as_ptr() as u64, pages })
+        Some(DmaPages { memory, bus: to_bus(memory.addr().get()), pages })
     }
     unsafe fn free_dma(&self, pages: DmaPages) {
         let known = self.dma.borrow_mut().remove(&pages.memory.addr().get());
@@ -200,7 +228,7 @@ unsafe impl Hal for World {
         unsafe { dealloc(pages.memory.as_ptr(), pages_layout(pages.pages)) }
     }
     fn bus_address(&self, memory: *const u8) -> u64 {
-        memory as u64
+        to_bus(memory.addr())
     }
     fn registers(&self, address: u64, len: usize) -> Option<Rc<dyn Registers>> {
         let windows = self.windows.borrow();
