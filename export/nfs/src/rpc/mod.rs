@@ -12,7 +12,9 @@ mod call;
 mod record;
 mod reply;
 
-pub use auth::{AUTH_NONE, AUTH_SYS, AUTH_TLS, AuthSys, Credential, GROUPS_MAX, Identities, Squash};
+pub use auth::{
+    AUTH_BODY_MAX, AUTH_NONE, AUTH_SYS, AUTH_TLS, AuthSys, Credential, GROUPS_MAX, Identities, Squash,
+};
 pub use call::{AuthStat, Call, CallError, Denied};
 pub use record::{Fragments, Piece, RecordError};
 pub use reply::{AcceptStat, Reply, begin_success, encode_accept, encode_denied};

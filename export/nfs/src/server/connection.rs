@@ -195,9 +195,15 @@ async fn next_call<V: Vfs + 'static>(
 ) -> Option<(Incoming, Slot, Option<Grant>)> {
     let slot = connection.purses.slot().await;
     let mut grant = None;
+    let mut arrived = connection.receive_some(intake).await?;
     loop {
-        match connection.receive_some(intake).await? {
-            Ok(Arrived::Nothing) => {}
+        match arrived {
+            Ok(Arrived::Nothing) => {
+                if !intake.at_boundary() && connection.receiving_since.get().is_none() {
+                    connection.receiving_since.set(Some(server.platform.clock.now()));
+                }
+                arrived = connection.receive_some(intake).await?;
+            }
             Ok(Arrived::Data { offset, len }) => {
                 // The time we make the peer wait is not held against it.
                 connection.receiving_since.set(None);
@@ -205,6 +211,8 @@ async fn next_call<V: Vfs + 'static>(
                 let memory = (skip + len as usize).next_multiple_of(BLOCK_SIZE);
                 grant = Some(connection.purses.grant(memory as u64).await);
                 intake.supply(buffer(server, skip, len as usize).await);
+                // A record that ends here, without its data, is complete already.
+                arrived = intake.feed(&[]).map(|(_, arrived)| arrived);
             }
             Ok(Arrived::Call(incoming)) => {
                 connection.receiving_since.set(None);
@@ -215,9 +223,6 @@ async fn next_call<V: Vfs + 'static>(
                 server.counters.borrow_mut().dropped += 1;
                 return None;
             }
-        }
-        if !intake.at_boundary() && connection.receiving_since.get().is_none() {
-            connection.receiving_since.set(Some(server.platform.clock.now()));
         }
     }
 }

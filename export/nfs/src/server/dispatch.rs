@@ -47,6 +47,10 @@ pub(super) struct Job {
     pub(super) reply_payload: u64,
 }
 
+/// A call that passed every check: what runs, how the duplicate request cache knows it, and bytes of file data its
+/// reply may hold.
+type Accepted = (Target, Option<(drc::Key, Keep)>, u64);
+
 enum Target {
     Portmap(u32),
     Mount(u32),
@@ -91,7 +95,7 @@ impl<V: Vfs + 'static> Inner<V> {
         transport: Transport,
         call: &Call<'_>,
         incoming: &Incoming,
-    ) -> Result<(Target, Option<(drc::Key, Keep)>, u64), AcceptStat> {
+    ) -> Result<Accepted, AcceptStat> {
         let program = Program::from_number(call.program)
             .filter(|p| *p != Program::Nfs || transport == Transport::Stream)
             .ok_or(AcceptStat::ProgramUnavailable)?;

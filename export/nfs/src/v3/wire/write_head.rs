@@ -2,11 +2,10 @@
 //! buffer placed for the file, without a record being put together first.
 
 use crate::handle::HANDLE_MAX;
-use crate::rpc::{CALL, Program, RPC_VERSION};
+use crate::rpc::{AUTH_BODY_MAX, CALL, Program, RPC_VERSION};
 use crate::v3::wire::Procedure;
 use crate::xdr::padding;
 
-const AUTH_BODY_MAX: usize = 400;
 /// Bytes up to and including the length of the credential: xid, type, RPC version, program, version, procedure,
 /// flavour, length.
 const FIXED_LEN: usize = 32;
