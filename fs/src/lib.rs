@@ -8,6 +8,7 @@
 //! | [`engine`] | trees of keys, transactions, space: the database under the files |
 //! | [`tx`] | transactions: read, queue, commit |
 //! | [`journal`] | what makes a commit durable |
+//! | [`superblock`] | what a disk is, which disks make a pool |
 //! | [`device`] | the pool's devices: commands, flushes, what is durable |
 //! | [`access`] | POSIX permission rules, as pure functions |
 #![no_std]
@@ -21,6 +22,7 @@ pub mod access;
 pub mod device;
 pub mod engine;
 pub mod journal;
+pub mod superblock;
 pub mod tx;
 pub mod vfs;
 

@@ -1,0 +1,158 @@
+//! Superblocks at work: what a disk is, which disks make a pool, writing the copies so that a cut never loses them.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `probe` | looking at one disk: [`probe`](probe()), [`Found`] |
+//! | `foreign` | the marks that other formats leave |
+//! | `assemble` | from disks to a pool: [`assemble`](assemble()) |
+//! | `make` | a new pool on given disks: [`format`](format()) |
+
+use crate::device::Devices;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::fmt;
+use moraine_format::Superblock;
+use moraine_format::superblock::slot_offsets;
+use moraine_platform::sync::Semaphore;
+use moraine_platform::{BlockDevice, Buf, Fua, Platform};
+
+mod assemble;
+mod foreign;
+mod make;
+mod probe;
+
+pub use assemble::{AssembleError, Completeness, assemble};
+pub use make::{FormatOptions, MakeError, format};
+pub use probe::{Found, probe};
+
+/// The superblock could not be made durable on any device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoDevice;
+
+impl fmt::Display for NoDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no device takes the superblock")
+    }
+}
+
+impl core::error::Error for NoDevice {}
+
+/// The superblock of an open pool, and the only way to change it.
+pub struct Superblocks {
+    platform: Platform,
+    devices: Rc<Devices>,
+    current: RefCell<Superblock>,
+    writing: Rc<Semaphore>,
+}
+
+impl Superblocks {
+    /// Opens the pool that `disks` make. Reads only: nothing is changed before the first [`Superblocks::update`].
+    pub async fn open(
+        platform: &Platform,
+        disks: &[Rc<dyn BlockDevice>],
+        completeness: Completeness,
+    ) -> Result<Superblocks, AssembleError> {
+        let mut members = Vec::new();
+        for disk in disks {
+            if let Found::Ours(superblock) = probe(&**disk).await {
+                members.push((disk.clone(), superblock));
+            }
+        }
+        let found: Vec<&Superblock> = members.iter().map(|(_, s)| &**s).collect();
+        let newest = assemble(&found, completeness)?;
+        let current = found[newest].clone();
+        let present = members.iter().map(|(disk, s)| (s.device, disk.clone())).collect();
+        Ok(Superblocks::with(platform, Devices::new(platform.spawn.clone(), present), current))
+    }
+
+    fn with(platform: &Platform, devices: Rc<Devices>, current: Superblock) -> Superblocks {
+        let current = RefCell::new(current);
+        Superblocks { platform: platform.clone(), devices, current, writing: Semaphore::new(1) }
+    }
+
+    /// The pool's devices.
+    pub fn devices(&self) -> &Rc<Devices> {
+        &self.devices
+    }
+
+    /// The superblock as it is on disk. Which device it says it is of means nothing here.
+    pub fn current(&self) -> Superblock {
+        self.current.borrow().clone()
+    }
+
+    /// Changes the superblock and returns once it is durable on every device that works, at least one.
+    pub async fn update(&self, change: impl FnOnce(&mut Superblock)) -> Result<(), NoDevice> {
+        let _turn = self.writing.take(1).await;
+        let mut next = self.current();
+        change(&mut next);
+        loop {
+            next.prev_epoch = next.epoch;
+            next.seq += 1;
+            next.epoch = self.platform.rng.next_u64();
+            next.written = self.platform.clock.wall().0;
+            let targets: Vec<u8> = self.devices.healthy().collect();
+            for device in &targets {
+                // Recorded for those that fail, too: they may hold this copy from now on.
+                let member = &mut next.members[usize::from(*device)];
+                member.last_seen_seq = next.seq;
+                member.last_seen_epoch = next.epoch;
+            }
+            for device in &targets {
+                self.write_copies(*device, &next, Stage::First).await;
+            }
+            for device in &targets {
+                self.write_copies(*device, &next, Stage::Second).await;
+            }
+            let lost = targets.iter().filter(|d| !self.devices.is_healthy(**d)).count();
+            if lost == targets.len() {
+                return Err(NoDevice);
+            }
+            if lost == 0 {
+                *self.current.borrow_mut() = next;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Opens a mount: raises the mount epoch, draws its nonce, and makes both durable. To be called before anything
+    /// else is written.
+    pub async fn begin_mount(&self) -> Result<(), NoDevice> {
+        let nonce = self.platform.rng.next_u64();
+        self.update(|sb| {
+            sb.mount_epoch += 1;
+            sb.mount_nonce = nonce;
+            sb.clean = false;
+        })
+        .await
+    }
+
+    /// Writes two of a device's four copies and flushes them. A device that cannot is marked failed.
+    async fn write_copies(&self, device: u8, superblock: &Superblock, stage: Stage) {
+        let Some(info) = self.devices.info(device) else { return };
+        let bytes = Superblock { device, ..superblock.clone() }.to_bytes();
+        let offsets = slot_offsets(info.size);
+        let slots = match stage {
+            Stage::First => &offsets[..2],
+            Stage::Second => &offsets[2..],
+        };
+        for offset in slots {
+            let Ok(buf) = Buf::copy_of(&bytes) else {
+                return self.devices.fail(device, "no memory to write its superblock");
+            };
+            if let (_, Err(error)) = self.devices.write(device, *offset, buf, Fua::No).await {
+                return self.devices.fail(device, &alloc::format!("superblock write: {error}"));
+            }
+        }
+        if let Err(error) = self.devices.flush(device).await {
+            self.devices.fail(device, &alloc::format!("superblock flush: {error}"));
+        }
+    }
+}
+
+/// The two halves of a superblock write: at no time are all four copies of a device in flux.
+#[derive(Clone, Copy)]
+enum Stage {
+    First,
+    Second,
+}

@@ -1,0 +1,138 @@
+//! Looking at a disk without touching it: ours, blank, foreign, damaged?
+
+use super::foreign::{self, WINDOW_BYTES};
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use moraine_format::FormatError;
+use moraine_format::superblock::{DEVICE_BYTES_MIN, SLOT_BYTES, SlotError, Superblock, slot_offsets};
+use moraine_platform::{BLOCK_SIZE, BlockDevice, Buf, IoError};
+
+/// Blocks looked at between the ends of a device before it is called blank.
+const SAMPLES: u64 = 64;
+
+/// What a disk is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A member of a pool that this build can read: the newest valid copy of its superblock.
+    Ours(Box<Superblock>),
+    /// Nothing but zeroes wherever anything would be.
+    Blank,
+    /// Something else, named as far as it can be.
+    Foreign(&'static str),
+    /// A member of a pool in another layout of this format, named.
+    OtherLayout(String),
+    /// A member of a pool which uses features (bits) that this build does not know.
+    UnknownFeatures(u64),
+    /// Was a member of a pool; none of its superblocks is whole.
+    Damaged(FormatError),
+    /// Smaller than any member can be.
+    TooSmall,
+    /// Cannot be read.
+    Unreadable(IoError),
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Found::Ours(sb) => write!(f, "member {} of the pool '{}'", sb.device, sb.label),
+            Found::Blank => f.write_str("blank"),
+            Found::Foreign(what) => f.write_str(what),
+            Found::OtherLayout(name) => SlotError::OtherLayout(name.clone()).fmt(f),
+            Found::UnknownFeatures(bits) => SlotError::UnknownFeatures(*bits).fmt(f),
+            Found::Damaged(why) => write!(f, "a damaged superblock: {why}"),
+            Found::TooSmall => f.write_str("too small"),
+            Found::Unreadable(error) => write!(f, "unreadable: {error}"),
+        }
+    }
+}
+
+/// Looks at a disk. Only reads.
+///
+/// A disk that somebody else formatted over an old member may still have our slots at its end: with a foreign
+/// signature, only the slots at the start count.
+pub async fn probe(device: &dyn BlockDevice) -> Found {
+    let size = device.info().size;
+    if size < DEVICE_BYTES_MIN {
+        return Found::TooSmall;
+    }
+    let (start, end, end_at) = match ends(device).await {
+        Ok(ends) => ends,
+        Err(error) => return Found::Unreadable(error),
+    };
+    let signature = foreign::recognise(&start, &end);
+    let slots = slot_offsets(size).map(|offset| {
+        let slot = |window: &[u8], base: u64| {
+            let at = offset.checked_sub(base)? as usize;
+            window.get(at..at + SLOT_BYTES).map(Superblock::parse)
+        };
+        (offset, slot(&start, 0).or_else(|| slot(&end, end_at)).unwrap_or(Err(SlotError::Absent)))
+    });
+    let is_first_half = |offset: u64| offset < size / 2;
+    let believed = signature.is_none() || slots.iter().any(|(offset, s)| is_first_half(*offset) && s.is_ok());
+    let mut best: Option<Superblock> = None;
+    let mut worst = None;
+    for (_, slot) in slots {
+        match slot {
+            Ok(found) if believed && best.as_ref().is_none_or(|b| found.seq > b.seq) => best = Some(found),
+            Ok(_) | Err(SlotError::Absent) => {}
+            Err(error) => worst = worst.or(Some(error)),
+        }
+    }
+    if let Some(superblock) = best {
+        return Found::Ours(Box::new(superblock));
+    }
+    match (worst, signature) {
+        (Some(SlotError::OtherLayout(name)), _) => Found::OtherLayout(name),
+        (Some(SlotError::UnknownFeatures(bits)), _) => Found::UnknownFeatures(bits),
+        (_, Some(name)) => Found::Foreign(name),
+        (Some(SlotError::Damaged(why)), None) => Found::Damaged(why),
+        (Some(SlotError::Absent) | None, None) => match is_blank(device, &start, &end).await {
+            Ok(true) => Found::Blank,
+            Ok(false) => Found::Foreign("data of an unknown kind"),
+            Err(error) => Found::Unreadable(error),
+        },
+    }
+}
+
+/// The first and the last bytes of a device, and where the last ones begin.
+async fn ends(device: &dyn BlockDevice) -> Result<(Vec<u8>, Vec<u8>, u64), IoError> {
+    let info = device.info();
+    let unit = u64::from(info.logical_block);
+    let end = info.size / unit * unit;
+    let window = (WINDOW_BYTES as u64).min(end);
+    let start = read(device, 0, window).await?;
+    Ok((start, read(device, end - window, window).await?, end - window))
+}
+
+async fn is_blank(device: &dyn BlockDevice, start: &[u8], end: &[u8]) -> Result<bool, IoError> {
+    let zero = |bytes: &[u8]| bytes.iter().all(|b| *b == 0);
+    if !zero(start) || !zero(end) {
+        return Ok(false);
+    }
+    let block = BLOCK_SIZE as u64;
+    let step = device.info().size / (SAMPLES + 1) / block * block;
+    for n in 1..=SAMPLES {
+        if !zero(&read(device, n * step, block).await?) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+async fn read(device: &dyn BlockDevice, offset: u64, len: u64) -> Result<Vec<u8>, IoError> {
+    let piece = u64::from(device.info().max_transfer);
+    let mut out = Vec::new();
+    out.try_reserve_exact(len as usize).map_err(|_| IoError::Device)?;
+    let mut at = 0;
+    while at < len {
+        let part = piece.min(len - at);
+        let buf = Buf::zeroed(part as usize).map_err(|_| IoError::Device)?;
+        let done = device.read(offset + at, buf).await;
+        done.result?;
+        out.extend_from_slice(&done.buf);
+        at += part;
+    }
+    Ok(out)
+}
