@@ -42,7 +42,7 @@ fn a_disk_is_blank_foreign_ours_damaged_or_of_another_layout() {
         assert_eq!(probe(&*tiny).await, Found::TooSmall);
         assert_eq!(probe(&*disk).await, Found::Blank);
         scribble(&disk, 0, b"boot code").await;
-        let pool = format(&world.platform(), &blocks(&[disk.clone()]), &options()).await.unwrap();
+        let pool = format(&world.platform(), &blocks(std::slice::from_ref(&disk)), &options()).await.unwrap();
         assert_eq!(probe(&*disk).await, Found::Ours(Box::new(pool.current())));
         let done = disk.read(0, Buf::zeroed(4096).unwrap()).await;
         assert_eq!(&done.buf[..9], b"boot code", "the first 4 KiB stay as they are");
@@ -72,7 +72,7 @@ fn a_foreign_disk_is_named_and_old_slots_behind_its_back_do_not_make_it_ours() {
         // Away from both ends: found by one of the samples.
         scribble(&disk, DISK / 65 / 4096 * 4096 * 30, b"something").await;
         assert_eq!(probe(&*disk).await, Found::Foreign("data of an unknown kind"));
-        format(&world.platform(), &blocks(&[disk.clone()]), &options()).await.unwrap();
+        format(&world.platform(), &blocks(std::slice::from_ref(&disk)), &options()).await.unwrap();
         scribble(&disk, 1080, &[0x53, 0xEF]).await;
         assert!(matches!(probe(&*disk).await, Found::Ours(_)), "with our slots at the start it is ours");
         scribble(&disk, 64 << 10, &vec![0; 2 * SLOT_BYTES]).await;
