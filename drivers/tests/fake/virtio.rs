@@ -106,6 +106,8 @@ pub struct Virtio {
     pub queue_max: Cell<u16>,
     pub random: RefCell<Random>,
     pub can_reset: Cell<bool>,
+    /// It gives back what it likes.
+    pub lies: Cell<bool>,
     // What was seen.
     pub notifications: Cell<u64>,
     pub resets: Cell<u32>,
@@ -133,6 +135,7 @@ impl Virtio {
             queue_max: Cell::new(256),
             random: RefCell::new(Random(seed)),
             can_reset: Cell::new(true),
+            lies: Cell::new(false),
             notifications: Cell::new(0),
             resets: Cell::new(0),
         });
@@ -217,6 +220,10 @@ impl Virtio {
             return None;
         }
         let index = u16::from_le_bytes(dma_read(queue.available + 2));
+        if self.lies.get() && index.wrapping_sub(queue.seen) > queue.size {
+            // It gave back what it had not fetched, and lost count.
+            queue.seen = index;
+        }
         assert!(index.wrapping_sub(queue.seen) <= queue.size, "no more available than the queue holds");
         if index == queue.seen {
             return None;
