@@ -20,5 +20,5 @@ mod stop;
 pub use config::{
     Addressing, BUDGET_MIN, BlankDisks, Complaint, Config, OnPanic, Reason, StaticAddress, parse_size,
 };
-pub use exports::{Exports, Listen, NBD_PORT, NFS_PORT, StartError, serve_exports};
+pub use exports::{Exports, Listen, NBD_PORT, NFS_PORT, PORTMAP_PORT, StartError, serve_exports};
 pub use stop::Stop;

@@ -14,6 +14,9 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Memory the exports are told to plan for, in bytes.
+const MEMORY: u64 = 512 << 20;
+
 /// Arguments of `moraine serve`.
 #[derive(Args, Debug)]
 pub(super) struct Serve {
@@ -51,7 +54,7 @@ impl Serve {
     async fn serve<V: Vfs + 'static>(&self, platform: &Platform, vfs: Rc<V>) -> Result<Rc<V>, Failure> {
         let stop = stop_on_signals()?;
         let listen = Listen { nfs: Some(self.nfs), nbd: Some(self.nbd), portmap: self.portmap };
-        let exports = serve_exports(platform, vfs, Rc::new(OsNetwork), listen)?;
+        let exports = serve_exports(platform, vfs, Rc::new(OsNetwork), listen, MEMORY)?;
         let boot = platform.clock.now().since(moraine_platform::Instant(0));
         let mut out = std::io::stdout();
         writeln!(out, "{}", exports.ready_line(boot, Some(std::process::id())))?;
