@@ -97,6 +97,22 @@ impl Tree {
         Ok(Tree { paths })
     }
 
+    /// What lies at and below `prefix`, with objects numbered anew. An empty prefix is everything.
+    pub fn below(&self, prefix: &[u8]) -> Tree {
+        let mut ids = BTreeMap::new();
+        let inside = |path: &[u8]| {
+            prefix.is_empty()
+                || path.strip_prefix(prefix).is_some_and(|rest| rest.first().is_none_or(|b| *b == b'/'))
+        };
+        let found = self.paths.iter().filter(|(path, _)| inside(path));
+        let renumbered = found.map(|(path, object)| {
+            let next = ids.len();
+            let id = *ids.entry(object.id).or_insert(next);
+            (path.clone(), Object { id, ..object.clone() })
+        });
+        Tree { paths: renumbered.collect() }
+    }
+
     /// The first difference to `other` in words, if there is one.
     pub fn difference(&self, other: &Tree) -> Option<String> {
         for (path, left) in &self.paths {

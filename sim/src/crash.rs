@@ -21,6 +21,9 @@ const FAILURES_MAX: usize = 5;
 /// Checked images kept for pruning, for each point of the marks.
 const EXPLORED_MAX: usize = 24;
 
+/// The mark with which a check says that recovery is over: power cuts during recovery come before it.
+pub const RECOVERED: u64 = u64::MAX;
+
 /// What to enumerate.
 #[derive(Clone)]
 pub struct CrashPlan {
@@ -62,6 +65,8 @@ pub struct Cut {
     pub position: usize,
     /// Marks that came before it.
     pub marks: Vec<u64>,
+    /// Whether a recovery from this cut was itself cut, and this is the next one.
+    pub again: bool,
 }
 
 /// An image that recovered wrongly.
@@ -175,9 +180,11 @@ pub fn enumerate<H>(
     run.report
 }
 
+type Check<'a> = &'a dyn Fn(&World, &[Rc<SimDisk>], &Cut) -> Result<(), String>;
+
 struct Run<'a> {
     plan: &'a CrashPlan,
-    check: &'a dyn Fn(&World, &[Rc<SimDisk>], &Cut) -> Result<(), String>,
+    check: Check<'a>,
     report: CrashReport,
     random: Random,
     seen: BTreeSet<(u64, usize)>,
@@ -232,6 +239,8 @@ impl Run<'_> {
 
     /// Cuts the power during the recovery that `events` records, and recovers again.
     fn cut_recovery(&mut self, start: &[Image], events: &[Event], first: &Cut, place: &str) {
+        let over = events.iter().position(|event| matches!(event, Event::Mark(RECOVERED)));
+        let events = &events[..over.unwrap_or(events.len())];
         let mut again: Vec<Candidate> = Vec::new();
         let mut second_cuts = 0;
         let random = &mut self.random;
@@ -247,12 +256,13 @@ impl Run<'_> {
         });
         self.report.second_cuts += second_cuts;
         let mut seen = BTreeSet::new();
+        let first = Cut { again: true, ..first.clone() };
         for candidate in again {
             let hash = candidate.images.iter().fold(0, |h, image| crate::trace::mix(h, image.hash()));
             if seen.insert(hash) && self.report.failures.len() < FAILURES_MAX {
                 self.report.second_worlds += 1;
                 let place = format!("{place}, {}", candidate.how);
-                self.run_check(&candidate.images, first, false, &place);
+                self.run_check(&candidate.images, &first, false, &place);
             }
         }
     }
@@ -318,7 +328,9 @@ fn each_cut(events: &[Event], start: &[Image], volatile: bool, mut at: impl FnMu
     let mut reads = BTreeSet::new();
     let mut marks = Vec::new();
     for (position, event) in events.iter().enumerate() {
-        if is_cut_point(event, &mut reads) && !at(&caches, &Cut { position, marks: marks.clone() }) {
+        if is_cut_point(event, &mut reads)
+            && !at(&caches, &Cut { position, marks: marks.clone(), again: false })
+        {
             return;
         }
         match event {
@@ -344,7 +356,7 @@ fn each_cut(events: &[Event], start: &[Image], volatile: bool, mut at: impl FnMu
             }
         }
     }
-    at(&caches, &Cut { position: events.len(), marks });
+    at(&caches, &Cut { position: events.len(), marks, again: false });
 }
 
 /// A choice for the pending writes of all disks, numbered through.

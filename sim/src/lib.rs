@@ -11,14 +11,25 @@
 //! | [`crash`] | crash enumeration: every cut of a recorded run, recovered and checked |
 //! | [`trace`] | the log of device commands: hash, recording, counters |
 //! | [`net`] | streams, listeners and datagrams between simulated hosts |
+//! | [`ops`], [`generate`] | filesystem operations as values, and workloads of them from a seed |
+//! | `compare.rs` | whether model and filesystem answered one step alike |
+//! | [`oracle`] | whether what survived a power cut is something the promises allow |
+//! | [`harness`] | worlds for a whole filesystem: lock-step, random cuts, every cut; [`harness::Store`] plugs one in |
+//! | [`toy`] | a small right filesystem and its broken variants, to test all of this |
 //!
 //! This crate runs on a host only, so it uses the standard library.
 #![forbid(unsafe_code)]
 
+mod compare;
 pub mod crash;
 pub mod disk;
+pub mod generate;
+pub mod harness;
 pub mod net;
+pub mod ops;
+pub mod oracle;
 pub mod random;
+pub mod toy;
 pub mod trace;
 pub mod world;
 
