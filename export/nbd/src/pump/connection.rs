@@ -167,7 +167,9 @@ impl<V: Vfs + 'static> Session<V> {
                     self.write(request, range, durability, slot).await
                 }
                 Verdict::Do(work) => {
-                    self.start(self.clone().work(request.cookie, work, slot));
+                    // Counted from here on: the task may begin only after the client is gone.
+                    let changing = matches!(work, Work::Zero(..)).then(|| self.changing());
+                    self.start(self.clone().work(request.cookie, work, changing, slot));
                     Ok(())
                 }
                 Verdict::Refuse(error) => {

@@ -1,7 +1,7 @@
 //! What requests other than WRITE ask for, and how every request is answered.
 
 use super::PIECE;
-use super::connection::Session;
+use super::connection::{Changing, Session};
 use super::link::Turn;
 use crate::session::{Answer, Durability, Extents, Provision, Range, Status, Work, answer};
 use crate::wire::*;
@@ -28,8 +28,14 @@ const STATUS_CALLS_MAX: usize = 256;
 struct Closed;
 
 impl<V: Vfs + 'static> Session<V> {
-    /// Does what an admitted request asks, and answers it.
-    pub(super) async fn work(self: Rc<Self>, cookie: Cookie, work: Work, _slot: Permit) {
+    /// Does what an admitted request asks, and answers it. A request that changes something is `changing` until then.
+    pub(super) async fn work(
+        self: Rc<Self>,
+        cookie: Cookie,
+        work: Work,
+        changing: Option<Changing<V>>,
+        _slot: Permit,
+    ) {
         match work {
             Work::Write(..) => unreachable!("writes are begun by the receive loop"),
             Work::ReadChunks(range) => self.read_chunks(cookie, range).await,
@@ -38,9 +44,8 @@ impl<V: Vfs + 'static> Session<V> {
                 let _: Result<(), Closed> = self.read_whole(cookie, range).await;
             }
             Work::Zero(range, provision, durability) => {
-                let changing = self.changing();
                 let result = self.zero(range, provision, durability).await;
-                drop(changing);
+                drop(changing); // the change is over before its client can know of it
                 self.answer(cookie, result).await;
             }
             Work::Flush => {
