@@ -140,6 +140,7 @@ impl Wake for TaskWaker {
 }
 
 thread_local! {
+    static REPLAY: RefCell<String> = const { RefCell::new(String::new()) };
     /// The world that runs on this thread, for the yield points inside `platform`.
     static CURRENT: RefCell<Vec<Rc<Inner>>> = const { RefCell::new(Vec::new()) };
 }
@@ -151,9 +152,17 @@ fn gives_way() -> bool {
     })
 }
 
-/// The seed of the world that runs on this thread, for failure reports.
-pub fn current_seed() -> Option<u64> {
-    CURRENT.with_borrow(|worlds| worlds.last().map(|world| world.config.seed))
+/// Says what replays the worlds that follow on this thread: printed when one of them panics.
+pub fn set_replay_line(line: &str) {
+    static HOOK: std::sync::Once = std::sync::Once::new();
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            usual(info);
+            REPLAY.with_borrow(|line| eprintln!("  replay: {line}"));
+        }));
+    });
+    REPLAY.with_borrow_mut(|current| *current = line.to_string());
 }
 
 /// Marks the world as the one running on this thread until dropped.

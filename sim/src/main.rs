@@ -1,0 +1,167 @@
+//! `moraine-sim`: replays worlds by their seed, or searches a range of seeds for one that fails.
+//!
+//! Each failure ends in a line to type that replays exactly that world.
+
+use moraine_sim::generate::Profile;
+use moraine_sim::harness::{CrashShape, Tally, crash_world, enumerate_world, lockstep_world};
+use moraine_sim::toy::{Toy, ToyBug};
+use moraine_sim::world;
+use std::ops::Range;
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: moraine-sim (--seed N | --seeds A..B) [--world lockstep|crash|every-cut] [--workload NAME]
+                   [--steps N] [--twice]
+  --world      lockstep: compared with the model call by call; crash: random power cuts;
+               every-cut: the power is cut at every device command. Without it: lockstep and crash
+  --workload   one of: mixed names data rules. Without it: the seed chooses
+  --steps      operations a client does
+  --twice      runs each world twice and compares a hash of all device commands";
+
+/// Failures after which a search stops.
+const FAILURES_MAX: usize = 10;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Lockstep,
+    Crash,
+    EveryCut,
+}
+
+impl Kind {
+    const ALL: [(Kind, &'static str); 3] =
+        [(Kind::Lockstep, "lockstep"), (Kind::Crash, "crash"), (Kind::EveryCut, "every-cut")];
+
+    fn name(self) -> &'static str {
+        Kind::ALL.iter().find(|(kind, _)| *kind == self).expect("all are listed").1
+    }
+}
+
+struct Options {
+    seeds: Range<u64>,
+    kinds: Vec<Kind>,
+    workload: Option<&'static Profile>,
+    steps: Option<usize>,
+    twice: bool,
+}
+
+fn parse(arguments: &[String]) -> Result<Options, String> {
+    let mut seeds = None;
+    let mut options = Options {
+        seeds: 0..0,
+        kinds: vec![Kind::Lockstep, Kind::Crash],
+        workload: None,
+        steps: None,
+        twice: false,
+    };
+    let mut rest = arguments.iter();
+    while let Some(word) = rest.next() {
+        let mut value = || rest.next().ok_or(format!("{word} needs a value"));
+        let number = |text: &str| text.parse::<u64>().map_err(|_| format!("not a number: {text}"));
+        match word.as_str() {
+            "--seed" => {
+                let seed = number(value()?)?;
+                seeds = Some(seed..seed.saturating_add(1));
+            }
+            "--seeds" => {
+                let text = value()?;
+                let (from, to) = text.split_once("..").ok_or(format!("not a range A..B: {text}"))?;
+                seeds = Some(number(from)?..number(to)?);
+            }
+            "--world" => {
+                let name = value()?;
+                let found = Kind::ALL.iter().find(|(_, known)| known == name);
+                options.kinds = vec![found.ok_or(format!("no such world: {name}"))?.0];
+            }
+            "--workload" => {
+                let name = value()?;
+                options.workload = Some(Profile::named(name).ok_or(format!("no such workload: {name}"))?);
+            }
+            "--steps" => options.steps = Some(number(value()?)? as usize),
+            "--twice" => options.twice = true,
+            other => return Err(format!("unknown word: {other}")),
+        }
+    }
+    options.seeds = seeds.ok_or("which seed? give --seed or --seeds")?;
+    Ok(options)
+}
+
+fn run(options: &Options, kind: Kind, seed: u64, profile: &Profile) -> Result<Tally, String> {
+    run_on(&Toy::new(ToyBug::None), options, kind, seed, profile)
+}
+
+fn run_on<S: moraine_sim::harness::Store>(
+    store: &S,
+    options: &Options,
+    kind: Kind,
+    seed: u64,
+    profile: &Profile,
+) -> Result<Tally, String> {
+    match kind {
+        Kind::Lockstep => lockstep_world(store, seed, profile, options.steps.unwrap_or(200)),
+        Kind::Crash => {
+            let shape = CrashShape::default();
+            let shape = CrashShape { steps: options.steps.unwrap_or(shape.steps), ..shape };
+            crash_world(store, seed, profile, shape)
+        }
+        Kind::EveryCut => {
+            let report = enumerate_world(store, seed, profile, options.steps.unwrap_or(30), |_| ());
+            eprintln!("{report}");
+            if !report.failures.is_empty() {
+                return Err(format!("{} images recovered wrongly", report.failures.len()));
+            }
+            Ok(Tally { worlds: report.worlds as u64, cuts: report.cuts as u64, ..Tally::default() })
+        }
+    }
+}
+
+fn replay_line(options: &Options, kind: Kind, seed: u64, profile: &Profile) -> String {
+    let steps = options.steps.map_or(String::new(), |steps| format!(" --steps {steps}"));
+    format!("moraine-sim --seed {seed} --world {} --workload {}{steps}", kind.name(), profile.name)
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|word| word == "--help" || word == "-h") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    let options = match parse(&arguments) {
+        Ok(options) => options,
+        Err(why) => {
+            eprintln!("moraine-sim: {why}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut total = Tally::default();
+    let mut failures = 0;
+    for seed in options.seeds.clone() {
+        for &kind in &options.kinds {
+            let profile =
+                options.workload.unwrap_or(&Profile::ALL[(seed % Profile::ALL.len() as u64) as usize]);
+            let line = replay_line(&options, kind, seed, profile);
+            world::set_replay_line(&line);
+            let result = run(&options, kind, seed, profile).and_then(|tally| {
+                if options.twice && run(&options, kind, seed, profile)?.hash != tally.hash {
+                    return Err(String::from("two runs of this seed differ"));
+                }
+                Ok(tally)
+            });
+            match result {
+                Ok(tally) => total.add(tally),
+                Err(why) => {
+                    failures += 1;
+                    println!("FAILED {why}\n  replay: {line}");
+                }
+            }
+        }
+        if failures >= FAILURES_MAX {
+            break;
+        }
+    }
+    println!(
+        "{} worlds, {} steps, {} power cuts, {failures} failures, hash {:016x}",
+        total.worlds, total.steps, total.cuts, total.hash
+    );
+    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
