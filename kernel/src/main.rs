@@ -10,7 +10,7 @@
 //! | `hal.rs` | the machine as drivers see it |
 //! | `random.rs` | random numbers |
 //! | `reactor.rs` | one core's tasks, timers and interrupts; sleeps when idle; implements `platform` |
-//! | `selftest.rs` | what only a running machine can show |
+//! | `selftest.rs`, `diskbench.rs` | what only a running machine can show: that it works, how fast disks are |
 //! | `panic.rs` | says where and why, keeps the log, reboots |
 #![no_std]
 #![no_main]
@@ -19,6 +19,7 @@ extern crate alloc;
 
 mod console;
 mod cpu;
+mod diskbench;
 mod entry;
 mod hal;
 mod machine;
@@ -70,9 +71,12 @@ fn start(boot: BootInfo) -> ! {
         Mode::SelfTest => selftest::run(),
         Mode::Panic => panic!("asked for by the boot word selftest=panic"),
         Mode::Fault => selftest::fault(),
-        Mode::Appliance => {}
+        Mode::Appliance | Mode::Disks => {}
     }
     let found = find_devices(&boot, &words, &tables);
+    if words.mode == Mode::Disks {
+        diskbench::run(found.disks, found.services);
+    }
     run_appliance(found, config)
 }
 

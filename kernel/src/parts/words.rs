@@ -17,6 +17,8 @@ pub enum Mode {
     Panic,
     /// Touch memory that is not there, for the same purpose.
     Fault,
+    /// Measure the disks, then power off.
+    Disks,
 }
 
 /// A virtio-mmio device as QEMU and other monitors announce it: `virtio_mmio.device=SIZE@ADDRESS:INTERRUPT`.
@@ -33,7 +35,7 @@ pub struct Window {
 /// The parsed words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Words {
-    /// `selftest`, `selftest=panic`, `selftest=fault`.
+    /// `selftest`, `selftest=panic`, `selftest=fault`, `selftest=disks`.
     pub mode: Mode,
     /// `copy=auto|words|string`: how memory is copied; None is automatic.
     pub copy_by_string: Option<bool>,
@@ -72,6 +74,7 @@ impl Words {
             ("selftest", "") => self.mode = Mode::SelfTest,
             ("selftest", "panic") => self.mode = Mode::Panic,
             ("selftest", "fault") => self.mode = Mode::Fault,
+            ("selftest", "disks") => self.mode = Mode::Disks,
             ("copy", "auto") => self.copy_by_string = None,
             ("copy", "words") => self.copy_by_string = Some(false),
             ("copy", "string") => self.copy_by_string = Some(true),
