@@ -63,6 +63,11 @@ def build_kernel():
     return os.path.join(target_dir(), TRIPLE, "release", "moraine-kernel")
 
 
+def build_image(kernel, out, words):
+    """Wraps a kernel into a flashable image."""
+    cargo(["run", "--quiet", "--release", "-p", "moraine-image", "--", kernel, out, *words])
+
+
 def parse_size(text):
     """Bytes of a number with an optional K, M, G or T; None if it is none."""
     match = SIZE.match(text)

@@ -16,6 +16,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("net", &["platform"]),
     ("drivers", &["platform"]),
     ("boot", &[]),
+    ("boot/image", &[]),
     ("kernel", &["platform", "boot", "drivers", "net", "fs", "appliance"]),
     ("host", &["platform", "boot", "fs", "format", "accel", "appliance", "model"]),
     ("model", &["platform", "fs"]),
