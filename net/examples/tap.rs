@@ -42,6 +42,7 @@ impl AsRawFd for Fd {
 impl Tap {
     /// Reads frames for ever.
     async fn pump(self: Rc<Self>) {
+        #[expect(deprecated, reason = "smoltcp lends its descriptor only in the raw form")]
         let ready = AsyncFd::new(Fd(self.interface.borrow().as_raw_fd())).expect("a tap can be waited for");
         loop {
             self.taken.until(|| (self.received.borrow().len() < RING).then_some(())).await;
