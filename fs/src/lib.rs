@@ -10,6 +10,10 @@
 //! | [`journal`] | what makes a commit durable |
 //! | [`superblock`] | what a disk is, which disks make a pool |
 //! | [`device`] | the pool's devices: commands, flushes, what is durable |
+//! | [`filesystem`] | [`Filesystem`]: the façade's implementation, from the three rooms below |
+//! | `namespace` | inodes, directories, extended attributes: bodies of transactions |
+//! | `extent` | a file's bytes as keys |
+//! | `cache` | pages in memory, clean and dirty |
 //! | [`access`] | POSIX permission rules, as pure functions |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -19,11 +23,16 @@ extern crate alloc;
 extern crate std;
 
 pub mod access;
+mod cache;
 pub mod device;
 pub mod engine;
+mod extent;
+pub mod filesystem;
 pub mod journal;
+mod namespace;
 pub mod superblock;
 pub mod tx;
 pub mod vfs;
 
+pub use filesystem::{CacheBudget, Filesystem};
 pub use vfs::{FsError, Vfs};

@@ -211,7 +211,10 @@ impl Extent {
     /// cut with it.
     pub fn cut(&self, start: u64, end: u64) -> Extent {
         assert!(self.start <= start && start < end && end <= self.end, "a cut lies inside its extent");
-        assert!(start % BLOCK == 0 && end % BLOCK == 0, "extents are cut at block boundaries");
+        assert!(
+            start.is_multiple_of(BLOCK) && end.is_multiple_of(BLOCK),
+            "extents are cut at block boundaries"
+        );
         let (skip, keep) = ((start - self.start) / BLOCK, (end - start) / BLOCK);
         let content = match &self.content {
             Content::Stored(stored) => Content::Stored(Stored {
@@ -321,7 +324,7 @@ fn parse_head(pos: Pos, value: &[u8]) -> Result<(u64, Head, &[u8]), FormatError>
     let (raw, rest) = HeadRaw::ref_from_prefix(value).map_err(|_| FormatError::Short)?;
     let blocks = raw.blocks.get();
     let start = pos.offset.checked_sub(blocks as u64 * BLOCK).ok_or(FormatError::Value)?;
-    if blocks == 0 || pos.offset % BLOCK != 0 {
+    if blocks == 0 || !pos.offset.is_multiple_of(BLOCK) {
         return Err(FormatError::Value);
     }
     let head = Head {
@@ -477,8 +480,7 @@ mod tests {
         let (front, back) = (sample().cut(4096, 8192), sample().cut(8192, 16384));
         let live = |e: &Extent| -> Vec<(u64, u32)> {
             let value = e.to_value();
-            let found = pointers(at(e.end), &value).unwrap().map(|p| (p.offset_bytes, p.len_bytes)).collect();
-            found
+            pointers(at(e.end), &value).unwrap().map(|p| (p.offset_bytes, p.len_bytes)).collect()
         };
         assert_eq!(live(&sample()), [(0x30_0000, 12288)]);
         assert_eq!(live(&front), [(0x30_0000, 4096)]);

@@ -201,7 +201,7 @@ impl Inode {
         let fixed_len = raw.fixed_len.get() as usize;
         let unknown = value.get(RAW_LEN..fixed_len).ok_or(FormatError::Length)?;
         let target = &value[fixed_len..];
-        if (kind == InodeKind::Symlink) != !target.is_empty() || target.len() > TARGET_MAX {
+        if (kind == InodeKind::Symlink) == target.is_empty() || target.len() > TARGET_MAX {
             return Err(FormatError::Value);
         }
         if raw.mode.get() > 0o7777 {

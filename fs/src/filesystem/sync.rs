@@ -1,0 +1,352 @@
+//! Write-back: dirty pages become extents on devices, or, where that is the shorter way to durability, bytes in keys.
+//!
+//! One commit brings extents, size and times of a file together. Pages stay dirty until that commit, whatever fails
+//! before it. Three ways lead to it:
+//!
+//! - **batch**: pages → contiguous runs of at most 128 KiB → [`Engine::write_data`](crate::engine::Engine::write_data), side by side →
+//!   one transaction with the extents;
+//! - **inline sync**: one dirty page that must be durable now goes into the transaction itself, so that one journal write
+//!   is all a sync waits for; it stays dirty in the sense that a later batch moves it out of the tree;
+//! - **small file**: a file of at most [`SMALL_FILE_MAX`] bytes stays inline for good.
+
+use super::Inner;
+use super::wait::join_all;
+use crate::cache::TakenPage;
+use crate::cache::store::{Take, Which};
+use crate::engine::{DataDep, DataKind, Placed, SpaceReservation};
+use crate::extent;
+use crate::namespace::{Names, Pending, inode_of, object};
+use crate::tx::Class;
+use crate::vfs::*;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::ops::Range;
+use moraine_format::extent::{Content, Extent, Pointer, STORED_BLOCKS_MAX, Stored};
+use moraine_format::inode::Inode;
+use moraine_platform::{BLOCK_SIZE, Buf};
+use smallvec::smallvec;
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
+/// Pages of one batch: 2 MiB.
+const BATCH_PAGES: usize = 512;
+/// Extents put in one commit.
+const COMMIT_EXTENTS: usize = 32;
+/// The largest file that stays in its keys.
+pub(super) const SMALL_FILE_MAX: u64 = 2048;
+/// All pages of any file.
+pub(super) const ALL_PAGES: Range<u64> = 0..u64::MAX / BLOCK;
+
+/// Pages on their way to a device. Whatever becomes of the write-back, at its end they are either committed or as dirty as
+/// before, with space reserved.
+struct Batch<'a> {
+    inner: &'a Inner,
+    object: ObjectId,
+    pages: Vec<TakenPage>,
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        // Whatever was not used of the old reservation has gone back by now.
+        let mut cache = self.inner.cache.borrow_mut();
+        let needed = cache.still_taken(self.object, &self.pages) * BLOCK;
+        let space = self.inner.engine.reserve(needed).or_else(|e| {
+            moraine_platform::error!("fs", "{needed} bytes of dirty data lost their reservation: {e}");
+            self.inner.engine.reserve(0)
+        });
+        if let Ok(space) = space {
+            cache.untake(self.object, &self.pages, space);
+        }
+        drop(cache);
+        self.inner.cleaned.notify();
+    }
+}
+
+/// A run of pages as it was placed on a device.
+struct Placement<'a> {
+    pages: &'a [TakenPage],
+    place: Placed,
+    checksums: Vec<u32>,
+    dep: DataDep,
+}
+
+impl Inner {
+    /// Makes the content of `pages` durable, with size and times; returns the commit that does.
+    pub(super) async fn sync_range(self: &Rc<Self>, object: ObjectId, pages: Range<u64>) -> FsResult<Seq> {
+        let single = {
+            let cache = self.cache.borrow();
+            let file = cache.get(object);
+            let mut unlogged =
+                file.into_iter().flat_map(|f| f.dirty_in(pages.clone())).filter(|(_, _, d)| !d.logged);
+            match (unlogged.next(), unlogged.next()) {
+                (Some((page, ..)), None) => Some(page),
+                _ => None,
+            }
+        };
+        match single {
+            Some(page) => self.commit_inline(object, page).await?,
+            None => self.write_back(object, pages, Which::Unlogged).await?,
+        }
+        let seq = self.cache.borrow().last_seq(object);
+        self.make_durable(seq).await?;
+        Ok(seq)
+    }
+
+    /// COMMIT.
+    pub(super) async fn commit(
+        self: &Rc<Self>,
+        object: ObjectId,
+        offset: u64,
+        len: u64,
+    ) -> FsResult<Change<Written>> {
+        let number = inode_of(object)?;
+        let live = async || {
+            let (record, _) = self
+                .engine
+                .transact(Class::Normal, async |tx| self.names(tx).live_file(number).await)
+                .await?;
+            Ok(self.attr(number, &record))
+        };
+        live().await?;
+        let end = if len == 0 { u64::MAX / BLOCK } else { offset.saturating_add(len).div_ceil(BLOCK) };
+        let seq = self.sync_range(object, offset / BLOCK..end).await?;
+        // The verifier is read after the flush: had it changed before, the client would have to know.
+        let value = Written { count: 0, stability: Stability::FileSync, verifier: self.verifier.get() };
+        let attr = live().await?;
+        Ok(Change { pre: attr.pre(), post: attr, seq, value })
+    }
+
+    /// Writes back every dirty page.
+    pub(super) async fn write_back_all(self: &Rc<Self>) -> FsResult<()> {
+        let files = self.cache.borrow().dirty_files();
+        let mut result = Ok(());
+        for object in files {
+            result = self.write_back(object, ALL_PAGES, Which::All).await.and(result);
+        }
+        result
+    }
+
+    /// Writes back the pages among `pages` that are dirty now; what becomes dirty meanwhile may stay.
+    pub(super) async fn write_back(
+        self: &Rc<Self>,
+        object: ObjectId,
+        pages: Range<u64>,
+        which: Which,
+    ) -> FsResult<()> {
+        let until = self.cache.borrow().version();
+        if self.is_small(object) && self.commit_inline(object, 0).await.is_ok() {
+            return Ok(());
+        }
+        loop {
+            let ticket = self.cleaned.ticket();
+            let take = self.cache.borrow_mut().take(object, pages.clone(), until, which, BATCH_PAGES);
+            match take {
+                Take::Nothing => return Ok(()),
+                Take::InFlight => self.cleaned.after(ticket).await,
+                Take::Batch(taken, space) => {
+                    let batch = Batch { inner: self, object, pages: taken };
+                    let result = self.write_batch(&batch, space).await;
+                    drop(batch);
+                    if let Err(error) = result {
+                        moraine_platform::warn!("fs", "inode {}: write-back failed: {error}", object.inode);
+                        self.change_verifier();
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn write_batch(&self, batch: &Batch<'_>, mut space: SpaceReservation) -> FsResult<()> {
+        let _permit = self.writeback.take((batch.pages.len() * BLOCK_SIZE) as u64).await;
+        let placed = self.place(&batch.pages, &mut space).await?;
+        for placements in placed.chunks(COMMIT_EXTENTS) {
+            self.commit_placements(batch.object, placements).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes runs of contiguous pages to devices, side by side.
+    async fn place<'p>(
+        &self,
+        pages: &'p [TakenPage],
+        space: &mut SpaceReservation,
+    ) -> FsResult<Vec<Placement<'p>>> {
+        let mut runs = Vec::new();
+        for run in runs_of(pages) {
+            let mut buf = Buf::zeroed(run.len() * BLOCK_SIZE).map_err(|_| FsError::NoMemory)?;
+            let mut checksums = Vec::with_capacity(run.len());
+            for (block, page) in buf.chunks_exact_mut(BLOCK_SIZE).zip(run) {
+                block.copy_from_slice(page.page.bytes());
+                checksums.push(moraine_accel::crc32c(block));
+            }
+            let space = space.split(buf.len() as u64);
+            runs.push((run, buf, checksums, space));
+        }
+        let written = join_all(runs.into_iter().map(|(run, buf, checksums, mut space)| async move {
+            let data = self.engine.write_data(DataKind::User, buf, &mut space).await?;
+            Ok((run, checksums, data))
+        }))
+        .await;
+        let mut placements = Vec::new();
+        for result in written {
+            let (mut run, mut checksums, data): (&[TakenPage], Vec<u32>, _) = result?;
+            for place in data.places {
+                let count = place.len as usize / BLOCK_SIZE;
+                let (here, rest) = run.split_at(count);
+                let rest_sums = checksums.split_off(count);
+                placements.push(Placement { pages: here, place, checksums, dep: data.dep.clone() });
+                (run, checksums) = (rest, rest_sums);
+            }
+        }
+        Ok(placements)
+    }
+
+    /// One commit: extents of what may still be committed, and what is pending of the file.
+    async fn commit_placements(&self, object: ObjectId, placements: &[Placement<'_>]) -> FsResult<()> {
+        let number = object.inode;
+        // Space for this was reserved when the pages became dirty; on a full pool it must go through.
+        let (committed, seq) = self
+            .engine
+            .transact(Class::Delete, async |tx| {
+                let mut names = self.names(tx);
+                let Some(mut record) = names.load(number).await?.filter(|r| r.nlink > 0) else {
+                    return Ok(false);
+                };
+                let (mut used, mut end) = (0, 0);
+                for placement in placements {
+                    let may = |page: &TakenPage| self.cache.borrow().may_commit(object, page);
+                    let chosen: Vec<bool> = placement.pages.iter().map(may).collect();
+                    for extent in extents_of(placement, &chosen) {
+                        end = end.max(extent.end);
+                        used += extent::insert(names.tx, number, &extent).await?;
+                    }
+                    names.tx.data_written(placement.dep.clone());
+                }
+                if end > 0 {
+                    record.used = record.used.saturating_add_signed(used);
+                    let others = self.unlogged_besides(object, placements.iter().flat_map(|p| p.pages));
+                    self.fold_pending(&mut names, number, &mut record, end, others);
+                }
+                Ok(true)
+            })
+            .await?;
+        let mut cache = self.cache.borrow_mut();
+        if committed {
+            for page in placements.iter().flat_map(|p| p.pages) {
+                cache.committed(object, page);
+            }
+            cache.note_commit(object, seq);
+        }
+        cache.settle_file(object);
+        drop(cache);
+        self.cleaned.notify();
+        Ok(())
+    }
+
+    /// Whether all that is dirty of a file is the one page of a small file.
+    fn is_small(&self, object: ObjectId) -> bool {
+        let cache = self.cache.borrow();
+        cache.get(object).is_some_and(|file| {
+            let small = file.pending().is_some_and(|p| p.size <= SMALL_FILE_MAX);
+            small && file.dirty_pages == 1 && file.dirty(0).is_some_and(|d| !d.taken)
+        })
+    }
+
+    /// Unlogged pages of a file besides these.
+    fn unlogged_besides<'p>(&self, object: ObjectId, pages: impl Iterator<Item = &'p TakenPage>) -> usize {
+        let cache = self.cache.borrow();
+        let Some(file) = cache.get(object) else { return 0 };
+        let is = |p: &&TakenPage| file.dirty(p.number).is_some_and(|d| !d.logged && d.version == p.version);
+        file.unlogged_pages - pages.filter(is).count()
+    }
+
+    /// Puts what is pending into a record whose content up to `end` is being committed. The size grows only as far as
+    /// content is there, until no other dirty page is left.
+    fn fold_pending(&self, names: &mut Names<'_>, number: u64, record: &mut Inode, end: u64, others: usize) {
+        if let Some(pending) = self.cache.borrow().pending(object(number)) {
+            let Pending { size, mtime, ctime, change, drops_privileges, .. } = pending;
+            record.size = if others == 0 { size } else { record.size.max(size.min(end)) };
+            record.mtime_ns = mtime.0;
+            record.ctime_ns = record.ctime_ns.max(ctime.0);
+            record.change = record.change.max(change);
+            if drops_privileges {
+                record.mode = crate::namespace::record::without_privileges(record.mode as u32) as u16;
+            }
+        }
+        names.store(number, record);
+    }
+
+    /// Commits one page's content as an inline extent.
+    async fn commit_inline(&self, object: ObjectId, page: u64) -> FsResult<()> {
+        let number = object.inode;
+        let (done, seq) = self
+            .engine
+            .transact(Class::Normal, async |tx| {
+                let mut names = self.names(tx);
+                let Some(mut record) = names.load(number).await?.filter(|r| r.nlink > 0) else {
+                    return Ok(None);
+                };
+                let found = {
+                    let cache = self.cache.borrow();
+                    let file = cache.get(object);
+                    file.and_then(|file| {
+                        let (cached, dirty) = (file.cached(page)?, file.dirty(page)?);
+                        let others = file.unlogged_pages - usize::from(!dirty.logged);
+                        Some((inline(page, cached.page.bytes()), dirty.version, others))
+                    })
+                };
+                let Some((extent, version, others)) = found else { return Ok(None) };
+                let used = extent::insert(names.tx, number, &extent).await?;
+                record.used = record.used.saturating_add_signed(used);
+                self.fold_pending(&mut names, number, &mut record, extent.end, others);
+                Ok(Some((version, record.size)))
+            })
+            .await?;
+        if let Some((version, size)) = done {
+            let mut cache = self.cache.borrow_mut();
+            cache.inlined(object, page, version, page > 0 || size > SMALL_FILE_MAX);
+            cache.note_commit(object, seq);
+            cache.settle_file(object);
+            drop(cache);
+            self.cleaned.notify();
+        }
+        Ok(())
+    }
+}
+
+/// A page as an inline extent, without the zeroes at its end.
+pub(super) fn inline(page: u64, bytes: &[u8]) -> Extent {
+    let len = bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
+    let content = Content::Inline(bytes[..len].into());
+    Extent { start: page * BLOCK, end: (page + 1) * BLOCK, content }
+}
+
+/// Contiguous runs within aligned stretches of 128 KiB: no extent crosses such a boundary.
+fn runs_of(pages: &[TakenPage]) -> impl Iterator<Item = &[TakenPage]> {
+    let stretch = |page: &TakenPage| page.number / STORED_BLOCKS_MAX as u64;
+    pages.chunk_by(move |a, b| a.number + 1 == b.number && stretch(a) == stretch(b))
+}
+
+/// The extents of the chosen pages of a placement.
+fn extents_of<'a>(
+    placement: &'a Placement<'_>,
+    chosen: &'a [bool],
+) -> impl Iterator<Item = Extent> + use<'a> {
+    let Placement { pages, place, checksums, .. } = placement;
+    let mut at = 0;
+    core::iter::from_fn(move || {
+        at += chosen[at..].iter().position(|c| *c)?;
+        let first = at;
+        at += chosen[at..].iter().position(|c| !*c).unwrap_or(chosen.len() - at);
+        let pointer = Pointer {
+            device: place.device,
+            generation: place.generation,
+            offset_bytes: place.offset + first as u64 * BLOCK,
+            len_bytes: ((at - first) * BLOCK_SIZE) as u32,
+        };
+        let stored = Stored { pointers: smallvec![pointer], checksums: checksums[first..at].into() };
+        let start = pages[first].number * BLOCK;
+        let end = start + (at - first) as u64 * BLOCK;
+        Some(Extent { start, end, content: Content::Stored(stored) })
+    })
+}

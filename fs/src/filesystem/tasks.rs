@@ -1,0 +1,125 @@
+//! Background tasks: write-back by age and by amount, and the reaper.
+
+use super::Filesystem;
+use super::Inner;
+use super::sync::ALL_PAGES;
+use super::wait::either;
+use crate::cache::store::Which;
+use crate::namespace::object;
+use crate::namespace::reap::Reaped;
+use crate::tx::Class;
+use crate::vfs::{FsError, FsResult};
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use core::future::Future;
+use core::time::Duration;
+use moraine_platform::Instant;
+
+/// Dirty pages older than this are written back.
+const DIRTY_AGE_MAX: Duration = Duration::from_secs(5);
+/// Pause after a failed write-back or reaping.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl Filesystem {
+    pub(super) fn start_tasks(&self) {
+        let inner = self.inner.clone();
+        self.inner.spawn("write-back", async move { inner.write_back_task().await });
+        let inner = self.inner.clone();
+        self.inner.spawn("reaper", async move { inner.reap_task().await });
+    }
+}
+
+impl Inner {
+    /// Starts a task that `shutdown` waits for.
+    pub(super) fn spawn(self: &Rc<Self>, name: &'static str, task: impl Future<Output = ()> + 'static) {
+        let inner = self.clone();
+        self.tasks.set(self.tasks.get() + 1);
+        let task = async move {
+            task.await;
+            inner.tasks.set(inner.tasks.get() - 1);
+            inner.cleaned.notify();
+        };
+        self.engine.platform().spawn.spawn(name, Box::pin(task));
+    }
+
+    async fn write_back_task(self: Rc<Self>) {
+        while !self.stopping.get() {
+            let ticket = self.work.ticket();
+            let now = self.now();
+            // Under pressure the oldest file goes whatever its age.
+            let before = if self.pressure.get() {
+                now
+            } else {
+                Instant(now.0.saturating_sub(DIRTY_AGE_MAX.as_nanos() as u64))
+            };
+            let next = self.cache.borrow_mut().next_dirty(before);
+            let Some(file) = next else {
+                self.pressure.set(false);
+                self.wait_for_work(ticket).await;
+                continue;
+            };
+            let result = self.write_back(file, ALL_PAGES, Which::All).await;
+            self.cache.borrow_mut().requeue(file, now);
+            if self.cache.borrow().dirty_bytes() * 4 <= self.cache.borrow().budget().dirty_bytes {
+                self.pressure.set(false);
+            }
+            if result.is_err() && !self.stopping.get() {
+                self.engine.platform().clock.sleep(RETRY_AFTER).await;
+            }
+        }
+    }
+
+    /// Waits for a notification, or until the oldest dirty file is old enough.
+    async fn wait_for_work(&self, ticket: u64) {
+        let oldest = self.cache.borrow().dirty_since();
+        match oldest {
+            Some(since) => {
+                let old = self.engine.platform().clock.sleep_until(since + DIRTY_AGE_MAX);
+                either(self.work.after(ticket), old).await
+            }
+            None => self.work.after(ticket).await,
+        }
+    }
+
+    async fn reap_task(self: Rc<Self>) {
+        while !self.stopping.get() {
+            let ticket = self.orphans.ticket();
+            match self.reap_all().await {
+                Ok(()) => self.orphans.after(ticket).await,
+                Err(error) => {
+                    moraine_platform::warn!("fs", "deleting goes on later: {error}");
+                    if error == FsError::Corrupt {
+                        return;
+                    }
+                    let pause = self.engine.platform().clock.sleep(RETRY_AFTER);
+                    either(self.orphans.after(ticket), pause).await
+                }
+            }
+        }
+    }
+
+    /// Deletes what is left of every inode without a name.
+    pub(super) async fn reap_all(&self) -> FsResult<()> {
+        let mut from = 0;
+        loop {
+            let (next, _) = self
+                .engine
+                .transact(Class::Delete, async |tx| self.names(tx).next_deleted(from).await)
+                .await?;
+            let Some(number) = next else { return Ok(()) };
+            loop {
+                if self.stopping.get() {
+                    return Ok(());
+                }
+                let (reaped, _) =
+                    self.engine.transact(Class::Delete, async |tx| self.names(tx).reap(number).await).await?;
+                if reaped == Reaped::All {
+                    break;
+                }
+            }
+            self.inodes.set(self.inodes.get().saturating_sub(1));
+            self.cache.borrow_mut().forget(object(number));
+            from = number + 1;
+        }
+    }
+}

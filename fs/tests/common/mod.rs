@@ -1,0 +1,119 @@
+//! Worlds with a filesystem in them, for tests of the façade.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+
+use moraine_fs::engine::Engine;
+use moraine_fs::filesystem::Options;
+use moraine_fs::vfs::*;
+use moraine_fs::{CacheBudget, Filesystem};
+use moraine_sim::{World, WorldConfig};
+
+/// A pool of this many bytes.
+pub const POOL_BYTES: u64 = 256 << 20;
+
+/// What a test wants to be different.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub pool_bytes: u64,
+    pub cache_bytes: usize,
+    pub options: Options,
+}
+
+impl Default for Shape {
+    fn default() -> Shape {
+        Shape { pool_bytes: POOL_BYTES, cache_bytes: 8 << 20, options: Options::default() }
+    }
+}
+
+/// An engine without files.
+pub async fn engine(world: &World, shape: &Shape) -> Engine {
+    Engine::in_memory(world.platform(), shape.pool_bytes)
+}
+
+/// Makes a pool and opens it.
+pub async fn fresh(world: &World, shape: Shape) -> Filesystem {
+    let engine = engine(world, &shape).await;
+    Filesystem::format_root(&engine).await.unwrap();
+    open(engine, shape).await
+}
+
+pub async fn open(engine: Engine, shape: Shape) -> Filesystem {
+    Filesystem::open_with(engine, CacheBudget::of(shape.cache_bytes), shape.options).await.unwrap()
+}
+
+/// Runs `test` in the world of `seed` on a fresh filesystem, and shuts it down.
+pub fn run<T>(seed: u64, shape: Shape, test: impl AsyncFnOnce(&World, Filesystem) -> T) -> T {
+    let world = World::with(WorldConfig::new(seed));
+    world.run(async {
+        let fs = fresh(&world, shape).await;
+        let result = test(&world, fs.clone()).await;
+        fs.shutdown().await.unwrap();
+        result
+    })
+}
+
+pub fn root() -> Caller {
+    Caller::root()
+}
+
+pub fn user(uid: u32) -> Caller {
+    Caller { uid, gid: uid, groups: vec![], owner_override: false }
+}
+
+pub fn data(offset: u64, bytes: &[u8]) -> WriteData {
+    WriteData::copy_of(offset, bytes).unwrap()
+}
+
+pub fn with_mode(mode: u32) -> SetAttr {
+    SetAttr { mode: Some(mode), ..SetAttr::default() }
+}
+
+pub fn with_size(size: u64) -> SetAttr {
+    SetAttr { size: Some(size), ..SetAttr::default() }
+}
+
+/// A new file in the root.
+pub async fn file(fs: &Filesystem, name: &[u8]) -> ObjectId {
+    let set = with_mode(0o644);
+    fs.create(&root(), fs.root(), name, CreateMode::Guarded, &set).await.unwrap().value.0
+}
+
+/// A new directory.
+pub async fn dir(fs: &Filesystem, parent: ObjectId, name: &[u8]) -> ObjectId {
+    fs.make(&root(), parent, name, NewNode::Dir, &with_mode(0o755)).await.unwrap().value.0
+}
+
+pub async fn write(
+    fs: &Filesystem,
+    file: ObjectId,
+    offset: u64,
+    bytes: &[u8],
+    stability: Stability,
+) -> Change<Written> {
+    fs.write(&root(), file, offset, data(offset, bytes), stability).await.unwrap()
+}
+
+/// All bytes of a file.
+pub async fn content(fs: &Filesystem, file: ObjectId) -> Vec<u8> {
+    let mut out = Vec::new();
+    loop {
+        let read = fs.read(&root(), file, out.len() as u64, 1 << 20).await.unwrap();
+        out.extend(read.to_vec());
+        if read.eof {
+            return out;
+        }
+        assert!(!read.is_empty(), "a read that is not at the end gives bytes");
+    }
+}
+
+/// Bytes that tell where they belong.
+pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            (x >> 32) as u8
+        })
+        .collect()
+}
