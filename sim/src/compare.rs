@@ -210,7 +210,8 @@ impl Pair {
                 holds("a hole holds data", zero)?;
             }
         }
-        holds("segments end within the range", at <= end.max(*offset))?;
+        // Beyond the end of the file there may be one more hole, or nothing.
+        holds("segments end within the range", at <= offset.saturating_add(*len))?;
         holds("at least one segment of a range inside the file", *offset >= end || !segments.is_empty())
     }
 

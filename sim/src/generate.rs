@@ -110,18 +110,24 @@ pub struct Generator {
     random: Random,
     profile: Profile,
     next: u32,
+    stride: u32,
 }
 
 impl Generator {
     /// A generator of `profile`'s steps.
     pub fn new(profile: Profile, random: Random) -> Generator {
-        Generator { random, profile, next: 0 }
+        Generator { random, profile, next: 0, stride: 1 }
+    }
+
+    /// The same with steps numbered `first`, `first + stride` and so on, so that several share one set of slots.
+    pub fn numbered(self, first: u32, stride: u32) -> Generator {
+        Generator { next: first, stride, ..self }
     }
 
     /// The next step, given the objects made so far; the first is the home directory.
     pub fn step(&mut self, known: &[Known]) -> Step {
         let number = self.next;
-        self.next += 1;
+        self.next += self.stride;
         let who = match self.random.percent(self.profile.users_percent) {
             true => *self.random.pick(&[Who::Alice, Who::Bob]),
             false => Who::Root,

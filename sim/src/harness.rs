@@ -71,16 +71,16 @@ impl Tally {
     }
 }
 
-fn devices(disks: &[Rc<SimDisk>]) -> Disks {
+pub(crate) fn devices(disks: &[Rc<SimDisk>]) -> Disks {
     disks.iter().map(|disk| disk.clone() as Rc<dyn BlockDevice>).collect()
 }
 
-fn blank<S: Store>(store: &S) -> Vec<Image> {
+pub(crate) fn blank<S: Store>(store: &S) -> Vec<Image> {
     let (count, size) = store.disks();
     vec![Image::new(size); count]
 }
 
-fn plug(world: &World, images: &[Image], config: &DiskConfig) -> Vec<Rc<SimDisk>> {
+pub(crate) fn plug(world: &World, images: &[Image], config: &DiskConfig) -> Vec<Rc<SimDisk>> {
     images.iter().map(|image| world.disk_with(image.clone(), config.clone())).collect()
 }
 
@@ -213,11 +213,11 @@ fn full(done: &Done) -> bool {
     matches!(done.answer, Err(FsError::NoSpace))
 }
 
-async fn walk<V: Vfs>(fs: &V) -> Result<Tree, String> {
+pub(crate) async fn walk<V: Vfs>(fs: &V) -> Result<Tree, String> {
     Tree::walk(fs).await.map_err(|e| format!("cannot read the tree: {e}"))
 }
 
-fn same_tree(what: &str, expected: &Tree, actual: &Tree) -> Result<(), String> {
+pub(crate) fn same_tree(what: &str, expected: &Tree, actual: &Tree) -> Result<(), String> {
     match expected.difference(actual) {
         None => Ok(()),
         Some(difference) => Err(format!("{what} (left the model): {difference}")),
@@ -362,7 +362,7 @@ fn own<K: Clone, V: Clone>((key, value): (&K, &V)) -> (K, V) {
 }
 
 /// Runs futures together on one task until all are done.
-async fn all<F: Future<Output = ()> + Unpin>(mut futures: Vec<F>) {
+pub(crate) async fn all<F: Future<Output = ()> + Unpin>(mut futures: Vec<F>) {
     std::future::poll_fn(|cx| {
         futures.retain_mut(|future| std::pin::Pin::new(future).poll(cx).is_pending());
         if futures.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }

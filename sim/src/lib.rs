@@ -15,6 +15,7 @@
 //! | `compare.rs` | whether model and filesystem answered one step alike |
 //! | [`oracle`] | whether what survived a power cut is something the promises allow |
 //! | [`harness`] | worlds for a whole filesystem: lock-step, random cuts, every cut; [`harness::Store`] plugs one in |
+//! | [`crowd`] | worlds with many clients at once |
 //! | [`toy`] | a small right filesystem and its broken variants, to test all of this |
 //!
 //! This crate runs on a host only, so it uses the standard library.
@@ -22,6 +23,7 @@
 
 mod compare;
 pub mod crash;
+pub mod crowd;
 pub mod disk;
 pub mod generate;
 pub mod harness;

@@ -2,6 +2,7 @@
 //!
 //! Each failure ends in a line to type that replays exactly that world.
 
+use moraine_sim::crowd::{crowd_world, tangle_world};
 use moraine_sim::generate::Profile;
 use moraine_sim::harness::{CrashShape, Tally, crash_world, enumerate_world, lockstep_world};
 use moraine_sim::toy::{Toy, ToyBug};
@@ -10,27 +11,37 @@ use std::ops::Range;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: moraine-sim (--seed N | --seeds A..B) [--world lockstep|crash|every-cut] [--workload NAME]
+usage: moraine-sim (--seed N | --seeds A..B) [--world KIND] [--workload NAME]
                    [--steps N] [--twice]
-  --world      lockstep: compared with the model call by call; crash: random power cuts;
-               every-cut: the power is cut at every device command. Without it: lockstep and crash
+  --world      lockstep: one client, compared with the model call by call; crowd: several at once;
+               tangle: several in one tree, compared in the order of commits; crash: random power cuts;
+               every-cut: the power is cut at every device command. Without it: all but every-cut
   --workload   one of: mixed names data rules. Without it: the seed chooses
   --steps      operations a client does
   --twice      runs each world twice and compares a hash of all device commands";
 
 /// Failures after which a search stops.
 const FAILURES_MAX: usize = 10;
+/// Clients at once in crowds and tangles.
+const CROWD: usize = 4;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Lockstep,
+    Crowd,
+    Tangle,
     Crash,
     EveryCut,
 }
 
 impl Kind {
-    const ALL: [(Kind, &'static str); 3] =
-        [(Kind::Lockstep, "lockstep"), (Kind::Crash, "crash"), (Kind::EveryCut, "every-cut")];
+    const ALL: [(Kind, &'static str); 5] = [
+        (Kind::Lockstep, "lockstep"),
+        (Kind::Crowd, "crowd"),
+        (Kind::Tangle, "tangle"),
+        (Kind::Crash, "crash"),
+        (Kind::EveryCut, "every-cut"),
+    ];
 
     fn name(self) -> &'static str {
         Kind::ALL.iter().find(|(kind, _)| *kind == self).expect("all are listed").1
@@ -49,7 +60,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
     let mut seeds = None;
     let mut options = Options {
         seeds: 0..0,
-        kinds: vec![Kind::Lockstep, Kind::Crash],
+        kinds: vec![Kind::Lockstep, Kind::Crowd, Kind::Tangle, Kind::Crash],
         workload: None,
         steps: None,
         twice: false,
@@ -99,6 +110,8 @@ fn run_on<S: moraine_sim::harness::Store>(
 ) -> Result<Tally, String> {
     match kind {
         Kind::Lockstep => lockstep_world(store, seed, profile, options.steps.unwrap_or(200)),
+        Kind::Crowd => crowd_world(store, seed, profile, CROWD, options.steps.unwrap_or(60)),
+        Kind::Tangle => tangle_world(store, seed, CROWD, options.steps.unwrap_or(60)),
         Kind::Crash => {
             let shape = CrashShape::default();
             let shape = CrashShape { steps: options.steps.unwrap_or(shape.steps), ..shape };

@@ -36,6 +36,8 @@ pub enum ToyBug {
     WrongError,
     /// A write across a block boundary leaves out its last byte.
     ShortWrite,
+    /// A link says it happened before what it came after.
+    WrongOrder,
     /// It says it recovered more than it did.
     WrongEnd,
 }
@@ -351,7 +353,9 @@ impl Vfs for ToyFs {
     ) -> FsResult<Change<Attr>> {
         let change = now(self.model.link(caller, object, dir, name))?;
         let (caller, name) = (caller.clone(), name.to_vec());
-        self.logged(change, move |m| again(now(m.link(&caller, object, dir, &name)))).await
+        let change = self.logged(change, move |m| again(now(m.link(&caller, object, dir, &name)))).await?;
+        let early = if self.toy.bug == ToyBug::WrongOrder { 9 } else { 0 };
+        Ok(Change { seq: Seq(change.seq.0.saturating_sub(early)), ..change })
     }
     async fn readdir(
         &self,

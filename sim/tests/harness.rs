@@ -1,5 +1,6 @@
 //! The harness against toys: the right one passes in every kind of world, each broken one is caught.
 
+use moraine_sim::crowd::{crowd_world, tangle_world};
 use moraine_sim::generate::Profile;
 use moraine_sim::harness::{CrashShape, crash_world, enumerate_world, lockstep_world};
 use moraine_sim::toy::{Toy, ToyBug};
@@ -33,6 +34,22 @@ fn the_right_toy_passes_every_cut() {
     for profile in Profile::ALL {
         enumerate_world(&Toy::new(ToyBug::None), 3, profile, 25, |_| ()).expect_clean();
     }
+}
+
+#[test]
+fn the_right_toy_passes_crowds_and_tangles() {
+    for seed in 0..40 {
+        let profile = &Profile::ALL[seed as usize % Profile::ALL.len()];
+        crowd_world(&Toy::new(ToyBug::None), seed, profile, 3, 50)
+            .unwrap_or_else(|why| panic!("{seed}: {why}"));
+        tangle_world(&Toy::new(ToyBug::None), seed, 4, 60).unwrap_or_else(|why| panic!("{seed}: {why}"));
+    }
+}
+
+#[test]
+fn a_wrong_order_of_commits_is_caught_in_tangles() {
+    let caught = (0..20).find_map(|seed| tangle_world(&Toy::new(ToyBug::WrongOrder), seed, 4, 60).err());
+    assert!(caught.expect("it is not caught").contains("in order of commits"));
 }
 
 #[test]
