@@ -223,4 +223,8 @@ pub trait Service {
     /// When `poll` must be called at the latest even without an interrupt (command timeouts, recovery steps, devices
     /// without interrupts); `None` while nothing is under way.
     fn deadline(&self) -> Option<Instant>;
+
+    /// Tells the device that power is about to go, and waits for it, within limits, by [`Hal::relax`]. Call it last,
+    /// when everything was flushed and nothing is under way: commands given afterwards are not carried out.
+    fn shut_down(&self) {}
 }

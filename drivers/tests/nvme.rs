@@ -413,6 +413,19 @@ fn completions_of_commands_never_given_change_nothing() {
 }
 
 #[test]
+fn shutting_down_tells_the_controller() {
+    let bench = Bench::new();
+    bench.service().shut_down();
+    assert!(bench.nvme.was_shut_down());
+    let world = bench.world.clone();
+    let begin = moraine_drivers::Hal::now(&*world);
+    bench.nvme.absent.set(true);
+    bench.service().shut_down();
+    let took = moraine_drivers::Hal::now(&*world).since(begin);
+    assert!(took < Duration::from_secs(20), "a controller that is gone is not waited for: {took:?}");
+}
+
+#[test]
 fn a_machine_short_of_memory_says_so() {
     let world = World::new();
     let (_nvme, function) = Nvme::attach(&world, vec![media(1, 512, 1 << 20)], 1);
@@ -560,5 +573,14 @@ proptest! {
     #[test]
     fn errors_hangs_and_resets_hurt_only_their_own(seed: u64, depth in 1usize..100, mqes in 3u16..600) {
         random_commands(seed, depth, 4096, mqes, true);
+    }
+
+    #[test]
+    fn a_controller_that_identifies_as_anything_is_used_or_refused(seed: u64, garbled in 1u64..101) {
+        let bench = Bench::with(vec![media(1, 512, 1 << 20)], seed, |n| n.garbled.set(garbled));
+        for disk in &bench.found.disks {
+            let done = bench.run(disk.read(0, Buf::zeroed(4096).unwrap()));
+            prop_assert_eq!(done.buf.len(), 4096);
+        }
     }
 }

@@ -276,7 +276,10 @@ fn durability_5_1_the_cache_mode_decides_about_flushes() {
         let bench = Bench::with(Bus::Pci, MODERN | features, 1 << 20, 1, |d, _| {
             d.config.borrow_mut()[32] = configured;
         });
-        assert_eq!(bench.block().info().volatile_cache, needed, "{features:#x} {configured}");
+        let info = bench.block().info().clone();
+        assert_eq!((info.volatile_cache, info.fua), (needed, !needed), "{features:#x} {configured}");
+        let through = bench.run(bench.block().write(0, pattern(512, 1), Fua::Yes)).result;
+        assert_eq!(through.is_ok(), !needed, "without a cache every write is through");
         assert_eq!(bench.device.config.borrow()[32], after);
         assert_eq!(bench.run(bench.block().flush()), Ok(()));
         assert_eq!(bench.disk.log.borrow().contains(&4), needed);
@@ -595,6 +598,21 @@ fn any_ring() -> impl Strategy<Value = u64> {
     prop_oneof![Just(0), Just(EVENT_IDX), Just(INDIRECT), Just(EVENT_IDX | INDIRECT)]
 }
 
+/// A device whose configuration is anything.
+fn any_configuration(seed: u64, bus: Bus, features: u64, config: Vec<u8>) {
+    let bench = Bench::with(bus, features, 1 << 20, seed, |d, _| *d.config.borrow_mut() = config);
+    let Some(disk) = bench.found.disks.first() else {
+        assert_eq!(bench.found.failures.len(), 1);
+        return;
+    };
+    // The fake executes what lies on its megabyte only.
+    let block = disk.info().logical_block as usize;
+    if disk.info().size >= block as u64 {
+        let done = bench.run(disk.read(0, Buf::zeroed(block).unwrap()));
+        assert_eq!(done.result, Ok(()));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 32, ..ProptestConfig::default() })]
 
@@ -610,5 +628,17 @@ proptest! {
         seed: u64, depth in 1usize..64, bus in any_bus(), ring in any_ring(), queue_max in 8u16..300,
     ) {
         random_commands(seed, depth, bus, ALL | VERSION_1 | ring, queue_max, true);
+    }
+
+    #[test]
+    fn any_configuration_is_used_or_refused(
+        seed: u64, bus in any_bus(), features: u64, config in proptest::collection::vec(any::<u8>(), 0..64),
+        block in 8u32..14,
+    ) {
+        let mut config = config;
+        if let Some(bytes) = config.get_mut(20..24) {
+            bytes.copy_from_slice(&(1u32 << block).to_le_bytes());
+        }
+        any_configuration(seed, bus, features | VERSION_1, config);
     }
 }

@@ -11,7 +11,7 @@ use super::command::{Command, Identify, dataset_range};
 use super::namespace::Namespace;
 use super::prp;
 use super::queue::{Acknowledge, QueuePair};
-use super::registers::{ACQ, AQA, ASQ, CC, CC_RUN, Capabilities, ControllerStatus, VS};
+use super::registers::{ACQ, AQA, ASQ, CC, CC_RUN, CC_SHUTDOWN, Capabilities, ControllerStatus, VS};
 use super::spec::{Completion, ControllerInfo, IDENTIFY_LEN, NamespaceInfo, Status, parse_namespace_list};
 use crate::dma::Dma;
 use crate::hal::{Hal, PAGE_SIZE, PciFunction, Registers, Service};
@@ -45,6 +45,8 @@ const TRANSFER_MAX: u64 = 512 * 1024;
 const _: () = assert!(TRANSFER_MAX <= prp::TRANSFER_MAX);
 
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a controller may take to put its house in order.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an abort may take before the controller is reset.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Resets tried before the controller is given up.
@@ -642,6 +644,17 @@ impl Service for Controller {
         let io = self.io.borrow();
         io.as_ref().filter(|io| io.slots.in_flight() > 0)?;
         Some(if self.msix.is_some() { self.next_tick.get() } else { self.hal.now() + LOOK_INTERVAL })
+    }
+
+    fn shut_down(&self) {
+        if self.state.get() != State::Ready {
+            return;
+        }
+        self.registers.write32(CC, CC_RUN | CC_SHUTDOWN);
+        let deadline = self.hal.now() + SHUTDOWN_TIMEOUT;
+        while !super::registers::is_shut_down(&*self.registers) && self.hal.now() < deadline {
+            self.hal.relax();
+        }
     }
 }
 

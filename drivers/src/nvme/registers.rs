@@ -18,6 +18,9 @@ pub(crate) const CC_EN: u32 = 1;
 /// Enabled with 64-byte submission and 16-byte completion entries, 4 KiB pages, round robin, NVM command set.
 pub(crate) const CC_RUN: u32 = CC_EN | 6 << 16 | 4 << 20;
 
+/// Announces a normal shutdown.
+pub(crate) const CC_SHUTDOWN: u32 = 1 << 14;
+
 /// A read of a device that is no longer there.
 const ALL_ONES: u32 = u32::MAX;
 
@@ -72,4 +75,10 @@ impl ControllerStatus {
             _ => ControllerStatus::NotReady,
         }
     }
+}
+
+/// Whether an announced shutdown is complete, or the device is gone.
+pub(crate) fn is_shut_down(registers: &dyn Registers) -> bool {
+    let status = registers.read32(CSTS);
+    status == ALL_ONES || status >> 2 & 3 == 2
 }

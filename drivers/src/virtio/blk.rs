@@ -2,7 +2,7 @@
 //!
 //! There is no abort: a request that takes too long ends in a reset of the device, until which its buffer stays here,
 //! nothing new is issued and its caller is not answered (quarantine). Requests that the reset caught on their way
-//! begin again. There is no FUA either; the filesystem writes and flushes.
+//! begin again. There is no FUA either: on a device with a volatile cache the filesystem writes and flushes.
 
 use super::queue::{Direction, Next, Segment, Virtqueue};
 use super::transport::{self, RESET_TIMEOUT, STATUS_NEEDS_RESET, Transport, VirtioError};
@@ -184,7 +184,8 @@ fn read_disk(transport: &dyn Transport, features: u64, index: usize) -> Result<(
         max_transfer: disk::reported_transfer_max(transfer_max),
         queue_depth: 0,
         volatile_cache,
-        fua: false,
+        // Where nothing is cached every write is through when it completes.
+        fua: !volatile_cache,
         discard: discard.is_some(),
         read_only: has(FEATURE_READ_ONLY),
     };

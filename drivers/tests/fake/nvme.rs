@@ -113,6 +113,8 @@ pub struct Nvme {
     /// Junk completions to post: command ids.
     pub junk: RefCell<Vec<u16>>,
     pub absent: Cell<bool>,
+    /// Bytes of Identify data that are overwritten with anything, in percent.
+    pub garbled: Cell<u64>,
     // What was seen.
     pub log: RefCell<Vec<Sqe>>,
     pub doorbells: Cell<u64>,
@@ -139,6 +141,7 @@ impl Nvme {
             can_reset: Cell::new(true),
             junk: RefCell::default(),
             absent: Cell::new(false),
+            garbled: Cell::new(0),
             log: RefCell::default(),
             doorbells: Cell::new(0),
             head_doorbells: Cell::new(0),
@@ -162,6 +165,10 @@ impl Nvme {
 
     pub fn hung(&self) -> usize {
         self.state.borrow().hung.len()
+    }
+
+    pub fn was_shut_down(&self) -> bool {
+        self.state.borrow().cc >> 14 & 3 == 1
     }
 
     pub fn set_fatal(&self) {
@@ -250,6 +257,12 @@ impl Nvme {
                 }
             }
             _ => return None,
+        }
+        let mut random = self.random.borrow_mut();
+        for byte in data.iter_mut().filter(|_| self.garbled.get() > 0) {
+            if random.chance(self.garbled.get()) {
+                *byte = random.next() as u8;
+            }
         }
         Some(data)
     }
@@ -372,7 +385,10 @@ impl Model for Nvme {
             (0x04, 4) => 1 << 5,
             (0x08, 4) => 0x0001_0400,
             (0x14, 4) => state.cc.into(),
-            (0x1c, 4) => u64::from(state.ready) | u64::from(state.fatal) << 1,
+            (0x1c, 4) => {
+                let shut = if state.cc >> 14 & 3 == 1 { 2 << 2 } else { 0 };
+                u64::from(state.ready) | u64::from(state.fatal) << 1 | shut
+            }
             (MSIX_TABLE.., 4) => state.msix[(offset - MSIX_TABLE) / 4].into(),
             _ => panic!("read of {width} bytes at {offset:#x}"),
         }
