@@ -1,0 +1,243 @@
+"""The Linux client VM: a package cache, the guest's image, QEMU's command line.
+
+Everything downloaded or built lands in $MORAINE_CLIENT_CACHE (default
+~/.cache/moraine-client); removing that folder is the way to start afresh.
+Packages come through apt from the mirror this machine already uses; nothing is
+installed on the machine.
+"""
+import os, re, shutil, subprocess, sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CACHE = Path(os.environ.get("MORAINE_CLIENT_CACHE") or
+             Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moraine-client")
+USERLAND = """libc6 busybox-static kmod nfs-common rpcbind netbase libtirpc-common nbd-client
+  e2fsprogs fio attr acl util-linux coreutils bash dash diffutils tar git findutils""".split()
+# Programs of the guest beside busybox, with the libraries they need.
+PROGRAMS = """usr/sbin/mount.nfs usr/sbin/showmount usr/sbin/rpcinfo usr/sbin/nbd-client usr/bin/fio usr/bin/flock
+  usr/bin/fallocate usr/bin/getfattr usr/bin/setfattr usr/bin/cp usr/bin/dd usr/bin/stat usr/bin/truncate
+  usr/bin/cmp usr/bin/diff usr/bin/mv usr/bin/ln usr/bin/ls usr/bin/touch usr/bin/sync usr/bin/mkfifo
+  usr/bin/bash usr/bin/dash usr/bin/tar usr/bin/git usr/bin/find usr/bin/sha256sum
+  usr/sbin/mke2fs usr/sbin/e2fsck""".split()
+MODULES = "virtio_net virtio_blk qemu_fw_cfg nfs nfsv3 nbd crc32c_intel ext4".split()
+# Test programs from the Cargo registry, built once.
+CRATES = "fsx pjdfstest".split()
+
+
+def log(*a):
+    print("client:", *a, file=sys.stderr, flush=True)
+
+
+def run(*cmd, **kw):
+    return subprocess.run([str(c) for c in cmd], check=True, **kw)
+
+
+# ---- packages -------------------------------------------------------------
+
+def codename():
+    return re.search(r"^VERSION_CODENAME=(\S+)", Path("/etc/os-release").read_text(), re.M)[1]
+
+
+def apt_options():
+    """A private apt: this machine's mirror and keys, plus backports, and an empty dpkg status, so that it resolves a
+    whole userland."""
+    d = CACHE / "apt"
+    src = d / "sources.list"
+    if not src.exists():
+        (d / "lists/partial").mkdir(parents=True, exist_ok=True)
+        (d / "cache/archives/partial").mkdir(parents=True, exist_ok=True)
+        out = subprocess.run(["apt-get", "indextargets", "--format",
+                              "$(REPO_URI) $(RELEASE)", "Created-By: Packages", "Component: main"],
+                             capture_output=True, text=True, check=True).stdout
+        mirror = next(l.split()[0] for l in out.splitlines() if l.split()[1] == codename())
+        key = "/usr/share/keyrings/debian-archive-keyring.gpg"
+        signed = f"[signed-by={key}]" if os.path.exists(key) else ""
+        src.write_text("".join(f"deb {signed} {mirror} {s} main\n" for s in (codename(), codename() + "-backports")))
+    opt = ["-o", f"Dir::Etc::sourcelist={src}", "-o", "Dir::Etc::sourceparts=-",
+           "-o", "Dir::Etc::preferencesparts=/dev/null", "-o", f"Dir::State::lists={d}/lists",
+           "-o", f"Dir::Cache={d}/cache", "-o", "Dir::State::status=/dev/null",
+           "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root",
+           "-o", "Acquire::Languages=none", "-o", f"APT::Default-Release={codename()}"]
+    if not (d / "updated").exists():
+        log("apt update")
+        run("apt-get", "-qq", *opt, "update", stdout=sys.stderr)
+        (d / "updated").touch()
+    return opt
+
+
+def unpack(deb, root):
+    """dpkg -x that keeps the /bin -> usr/bin links of a merged /usr."""
+    p = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE)
+    run("tar", "-xC", root, "--keep-directory-symlink", stdin=p.stdout)
+    if p.wait():
+        raise SystemExit(f"cannot unpack {deb}")
+
+
+def new_root(root):
+    for n in ("bin", "sbin", "lib", "lib64"):
+        (root / "usr" / n).mkdir(parents=True)
+        (root / n).symlink_to("usr/" + n)
+
+
+def userland():
+    """The unpacked packages (with their dependencies) the image is picked from."""
+    root = CACHE / "root"
+    if not root.exists():
+        log("downloading the guest's userland")
+        run("apt-get", "-qq", *apt_options(), "install", "-y", "--no-install-recommends", "--download-only", *USERLAND,
+            stdout=sys.stderr)
+        tmp = CACHE / "root.tmp"
+        shutil.rmtree(tmp, ignore_errors=True)
+        new_root(tmp)
+        for d in sorted((CACHE / "apt/cache/archives").glob("*.deb")):
+            unpack(d, tmp)
+        tmp.rename(root)
+    return root
+
+
+def kernel():
+    """(kernel release, folder with lib/modules/, uncompressed vmlinux)."""
+    root = CACHE / "kernel"
+    if not root.exists():
+        out = subprocess.run(["apt-cache", *apt_options(), "show",
+                              "linux-image-cloud-amd64/" + codename() + "-backports"],
+                             capture_output=True, text=True, check=True).stdout
+        pkg = re.search(r"^Depends:.*?(linux-image-\S+)", out, re.M)[1]
+        log("downloading", pkg)
+        tmp = CACHE / "kernel.tmp"
+        shutil.rmtree(tmp, ignore_errors=True)
+        (tmp / "debs").mkdir(parents=True)
+        run("apt-get", "-qq", *apt_options(), "download", pkg, cwd=tmp / "debs", stdout=sys.stderr)
+        new_root(tmp)
+        for d in (tmp / "debs").glob("*.deb"):
+            unpack(d, tmp)
+        kver = next((tmp / "lib/modules").iterdir()).name
+        vmlinux(tmp / f"boot/vmlinuz-{kver}", tmp / "boot/vmlinux")
+        tmp.rename(root)
+    return next((root / "lib/modules").iterdir()).name, root, root / "boot/vmlinux"
+
+
+def vmlinux(bz, out):
+    """Take the ELF out of a bzImage: QEMU enters it through PVH, which saves the guest the decompressing."""
+    data = bz.read_bytes()
+    for magic, tool in ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz")):
+        at = data.find(magic, 0x4000)
+        while at > 0:
+            r = subprocess.run([tool, "-dc"], input=data[at:], capture_output=True)
+            if r.stdout[:4] == b"\x7fELF":
+                out.write_bytes(r.stdout)
+                return
+            at = data.find(magic, at + 1)
+    shutil.copy(bz, out)
+
+
+def crates():
+    """The test programs from the Cargo registry."""
+    root = CACHE / "cargo"
+    for name in CRATES:
+        if not (root / "bin" / name).exists():
+            log("building", name)
+            run("cargo", "install", "--quiet", "--root", root, name, cwd=CACHE, stdout=sys.stderr)
+    return [root / "bin" / name for name in CRATES]
+
+
+# ---- the guest's image ----------------------------------------------------
+
+def image():
+    """An uncompressed initramfs: busybox, the programs with the libraries they need, the modules (unpacked, in load
+    order) and client.init."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    out, init = CACHE / "client.cpio", HERE / "client.init"
+    u, (kver, kroot, _), built = userland(), kernel(), crates()
+    newest = max(p.stat().st_mtime for p in [init, Path(__file__), *built])
+    if out.exists() and out.stat().st_mtime > newest:
+        return out
+    log("building", out.name)
+    st = CACHE / "client.root"
+    shutil.rmtree(st, ignore_errors=True)
+    new_root(st)
+    for d in "dev proc sys run tmp etc mnt var/lib/nfs/rpc_pipefs modules".split():
+        (st / d).mkdir(parents=True)
+    ld = u / "lib64/ld-linux-x86-64.so.2"
+    path = f"{u}/lib/x86_64-linux-gnu:{u}/usr/lib/x86_64-linux-gnu"
+
+    def put(path, src=None):
+        dst = st / path
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        if not dst.exists():
+            shutil.copy2(src or u / path, dst)
+
+    put("bin/busybox")
+    put("lib64/ld-linux-x86-64.so.2", ld.resolve())
+    for program in [*PROGRAMS, *built]:
+        src = program if isinstance(program, Path) else u / program
+        put("usr/bin/" + src.name if isinstance(program, Path) else program, src)
+        deps = subprocess.run([ld, "--library-path", path, "--list", src], capture_output=True, text=True).stdout
+        for lib in re.findall(r"=> (/\S+)", deps):
+            put("usr/lib/" + Path(lib).name, Path(lib).resolve())
+    (st / "usr/bin/sh").symlink_to("dash")
+    for name in "git-upload-pack git-receive-pack".split():
+        (st / "usr/bin" / name).symlink_to("git")
+    for f in "netconfig protocols services rpc mke2fs.conf".split():
+        if (u / "etc" / f).exists():
+            put("etc/" + f)
+    users = [("root", 0), ("nobody", 65534), ("tests", 1001), ("tests2", 1002), ("tests3", 1003)]
+    (st / "etc/passwd").write_text("".join(f"{n}:x:{i}:{i}::/:/bin/sh\n" for n, i in users) +
+                                   "_rpc:x:101:65534::/run/rpcbind:/bin/false\n")
+    (st / "etc/group").write_text("".join(f"{n}:x:{i}:\n" for n, i in users))
+    sources = "passwd group protocols services rpc".split()
+    (st / "etc/nsswitch.conf").write_text("".join(f"{s}: files\n" for s in sources) + "hosts: files\n")
+    (st / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    # Modules: unpacked here, since xz costs a guest under emulation seconds. One line in modules/deps per wanted module:
+    # its name, then what to insmod, in order.
+    have = {p.name.split(".")[0].replace("-", "_"): p for p in (kroot / "lib/modules" / kver).rglob("*.ko*")}
+
+    def load_order(m, seq):
+        if m in have and m not in seq:
+            ko = st / f"modules/{m}.ko"
+            if not ko.exists():
+                with open(ko, "wb") as f:
+                    run(*(["xz", "-dc"] if have[m].suffix == ".xz" else ["cat"]), have[m], stdout=f)
+                # without the signature and BTF, whose checks cost seconds under emulation
+                run("objcopy", "--strip-debug", "-R", ".BTF", "-R", ".BTF.base", ko)
+            d = re.search(rb"\0depends=([^\0]*)", ko.read_bytes())
+            for n in (d[1].decode().split(",") if d else ()):
+                load_order(n.replace("-", "_"), seq)
+            seq.append(m)
+        return seq
+
+    (st / "modules/deps").write_text("".join(f"{m} {' '.join(load_order(m, []))}\n" for m in MODULES))
+    shutil.copy(init, st / "init")
+    (st / "init").chmod(0o755)
+    with open(out.with_suffix(".tmp"), "wb") as f:
+        names = "\n".join(sorted(str(p.relative_to(st)) for p in st.rglob("*")))
+        run("cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0", cwd=st, input=names.encode(), stdout=f)
+    out.with_suffix(".tmp").rename(out)
+    return out
+
+
+# ---- QEMU -----------------------------------------------------------------
+
+def qemu(initrd, cmdline, smp, mem, net, extra):
+    """The guest's command line. No display, no firmware menu, PVH entry."""
+    _, _, vm = kernel()
+    return ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-machine", "q35,graphics=off,hpet=off,vmport=off",
+            # Without cx16: with `max` under QEMU 7.2 Debian's 6.12 kernel oopses at boot, at a CMPXCHG16B.
+            "-accel", os.environ.get("MORAINE_CLIENT_ACCEL", "tcg,thread=multi"),
+            "-cpu", os.environ.get("MORAINE_CLIENT_CPU", "max,-cx16,-erms"),
+            "-smp", str(smp), "-m", str(mem), "-kernel", str(vm), "-initrd", str(initrd),
+            "-append", "quiet panic=-1 nokaslr tsc=reliable no_timer_check random.trust_cpu=on "
+                       "rcupdate.rcu_expedited=1 console=ttyS0 " + cmdline,
+            "-netdev", netdev(net) + ",id=n0",
+            "-device", "virtio-net-pci,netdev=n0,mac=52:54:00:12:34:20,romfile="] + extra
+
+
+def netdev(spec):
+    """--net: user | tap:IFACE | any -netdev text with '='."""
+    kind, _, rest = spec.partition(":")
+    if kind == "user":
+        return "user"
+    if kind == "tap":
+        return f"tap,ifname={rest},script=no,downscript=no,vhost=off"
+    return spec
