@@ -210,10 +210,23 @@ def image():
     shutil.copy(init, st / "init")
     (st / "init").chmod(0o755)
     with open(out.with_suffix(".tmp"), "wb") as f:
-        names = "\n".join(sorted(str(p.relative_to(st)) for p in st.rglob("*")))
-        run("cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0", cwd=st, input=names.encode(), stdout=f)
+        cpio(st, f)
     out.with_suffix(".tmp").rename(out)
     return out
+
+
+def cpio(root, out):
+    """Everything below root as a newc archive, owned by root."""
+    def entry(number, name, mode=0, data=b""):
+        head = [number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0]
+        text = b"070701" + b"".join(b"%08X" % n for n in head) + name + b"\0"
+        for part in (text, data):
+            out.write(part + bytes(-len(part) % 4))
+    for number, path in enumerate(sorted(root.rglob("*")), 1):
+        st = path.lstat()
+        data = os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        entry(number, os.fsencode(path.relative_to(root)), st.st_mode, data)
+    entry(0, b"TRAILER!!!")
 
 
 # ---- QEMU -----------------------------------------------------------------

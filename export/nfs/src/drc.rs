@@ -8,7 +8,7 @@
 //! WRITE is joined too but its reply is not kept. That is what stops ghost writes: a write begun on a connection that
 //! died ends before the repeat of it is answered, so it can never land over something the client wrote later.
 //!
-//! The cache lives in memory: after a reboot a repeated REMOVE that had succeeded says `NOENT` (docs/protocols.md).
+//! The cache lives in memory: after a reboot a repeated REMOVE that had succeeded says `NOENT` (docs/nfs.md).
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;

@@ -325,17 +325,22 @@ pub(super) async fn send<V: Vfs + 'static>(server: Rc<Inner<V>>, connection: Rc<
             }
             State::Open | State::Closing => {}
         }
-        connection.sending_since.set(Some(server.platform.clock.now()));
+        if connection.sending_since.get().is_none() {
+            connection.sending_since.set(Some(server.platform.clock.now()));
+        }
+        let mut changed = pin!(connection.changed.after(ticket));
         let sent = poll_fn(|cx| {
-            if connection.state.get() == State::Dead {
-                return Poll::Ready(Err(NetError::Closed));
+            if let Poll::Ready(sent) = connection.stream.poll_send(cx, &mut |room| connection.fill(room)) {
+                return Poll::Ready(sent);
             }
-            connection.stream.poll_send(cx, &mut |room| connection.fill(room))
+            // The peer takes nothing now; look again at the state when it changes.
+            changed.as_mut().poll(cx).map(|()| Ok(0))
         })
         .await;
-        connection.sending_since.set(None);
-        if sent.is_err() {
-            connection.abort();
+        match sent {
+            Ok(0) => {}
+            Ok(_) => connection.sending_since.set(None),
+            Err(_) => connection.abort(),
         }
     }
     server.ended(&connection);

@@ -216,7 +216,7 @@ fn v3_03_an_equal_number_from_another_host_or_with_other_arguments_runs() {
 
 #[test]
 fn v3_04_after_a_reboot_a_repeated_remove_says_noent() {
-    // Documented in docs/protocols.md: the cache lives in memory.
+    // Documented in docs/nfs.md: the cache lives in memory.
     let world = World::new();
     let client = world.client();
     let setup = client.clone();
