@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `config.rs` | [`Config`]: the words of the boot command line as values |
 //! | `exports.rs` | [`serve_exports`]: NFS and NBD over a mounted filesystem, from start to orderly stop |
+//! | `survey.rs` | [`survey`], [`plan`]: what is on the disks, and what to do about it |
 //! | `stop.rs` | [`Stop`]: how a power button or a signal asks for the end |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -16,9 +17,11 @@ extern crate alloc;
 mod config;
 mod exports;
 mod stop;
+mod survey;
 
 pub use config::{
     Addressing, BUDGET_MIN, BlankDisks, Complaint, Config, OnPanic, Reason, StaticAddress, parse_size,
 };
 pub use exports::{Exports, Listen, NBD_PORT, NFS_PORT, PORTMAP_PORT, StartError, serve_exports};
 pub use stop::Stop;
+pub use survey::{Disk, Plan, plan, survey};

@@ -3,6 +3,8 @@
 //! Results go to standard output, everything else to standard error. Wrong usage ends with 2 (from the argument
 //! parser), failure with 1, success with 0; `fsck` has e2fsck's codes.
 
+mod disks;
+mod dump;
 mod serve;
 
 use crate::os;
@@ -26,6 +28,8 @@ pub struct Cli {
 enum Command {
     /// Serve a pool over NFS and NBD from this process until SIGTERM or Ctrl-C.
     Serve(serve::Serve),
+    /// Show what is on the disks of a pool: superblock, journal, any tree, any node.
+    Dump(dump::Dump),
 }
 
 /// A failure with the text a person sees.
@@ -42,6 +46,7 @@ pub fn run(cli: Cli) -> ExitCode {
     os::log_to_stderr(cli.log);
     let result = match cli.command {
         Command::Serve(serve) => serve.run(),
+        Command::Dump(dump) => dump.run(),
     };
     match result {
         Ok(code) => code,

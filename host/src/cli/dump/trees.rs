@@ -1,0 +1,184 @@
+//! Trees read from disk by the format alone: nodes by their pointers, the journal's newer keys laid over them.
+
+use super::Failure;
+use moraine_format::journal::ItemKind;
+use moraine_format::node::{NODE_BLOCK, NodePointer, Run};
+use moraine_format::{Pos, Superblock, Tree};
+use moraine_fs::device::Devices;
+use moraine_fs::journal::History;
+use moraine_platform::Buf;
+use std::collections::BTreeMap;
+
+/// A key's value, or the mark that it is gone.
+type Value = Option<Vec<u8>>;
+type Keys = BTreeMap<Pos, Value>;
+
+/// Every tree of a pool as its disks and its journal tell.
+pub(super) struct Trees<'a> {
+    devices: &'a Devices,
+    pool_tag: u64,
+    roots: BTreeMap<Tree, NodePointer>,
+    /// Newer than what the nodes hold.
+    overlay: BTreeMap<(Tree, u8), Keys>,
+}
+
+/// A node of a tree.
+pub(super) struct Node {
+    pub(super) pointer: NodePointer,
+    pub(super) min: Pos,
+    pub(super) max: Pos,
+    /// Keys in it with the journal's laid over.
+    pub(super) keys: usize,
+}
+
+/// What a walk comes by.
+pub(super) enum Visit<'a> {
+    Key(Pos, &'a [u8]),
+    Node(&'a Node),
+}
+
+/// A run of a node as it lies on disk.
+pub(super) struct RunText {
+    pub(super) tree: Tree,
+    pub(super) level: u8,
+    pub(super) min: Pos,
+    pub(super) max: Pos,
+    pub(super) index: u16,
+    pub(super) epoch: u64,
+    pub(super) seq: u64,
+    pub(super) hash: u64,
+    pub(super) entries: Vec<(Pos, Value)>,
+}
+
+impl<'a> Trees<'a> {
+    /// The trees after `history`.
+    pub(super) fn new(devices: &'a Devices, superblock: &Superblock, history: &History) -> Trees<'a> {
+        let mut roots = BTreeMap::new();
+        for (_, item) in history.roots() {
+            if let (Some(tree), Ok(pointer)) = (Tree::from_id(item.tree), NodePointer::parse(item.value)) {
+                roots.insert(tree, pointer);
+            }
+        }
+        let mut overlay: BTreeMap<(Tree, u8), Keys> = BTreeMap::new();
+        for (_, item) in history.items() {
+            let Some(tree) = Tree::from_id(item.tree) else { continue };
+            let value = match item.kind {
+                ItemKind::Put => Some(item.value.to_vec()),
+                ItemKind::Delete => None,
+                _ => continue,
+            };
+            overlay.entry((tree, item.level)).or_default().insert(item.pos, value);
+        }
+        Trees { devices, pool_tag: superblock.pool_tag(), roots, overlay }
+    }
+
+    /// Walks a tree in order, parents before children.
+    pub(super) async fn walk(&self, tree: Tree, visit: &mut dyn FnMut(Visit<'_>)) -> Result<(), Failure> {
+        let Some(root) = self.roots.get(&tree) else {
+            // A tree without a root on disk is one leaf, all of which the journal holds.
+            let keys = self.overlaid(tree, 0, Keys::new(), Pos::MIN, Pos::MAX);
+            return Ok(visit_keys(&keys, visit));
+        };
+        // The nodes still to be visited, the next one last.
+        let mut ahead = vec![(root.clone(), Pos::MAX)];
+        while let Some((pointer, max)) = ahead.pop() {
+            let mut found = Keys::new();
+            for run in self.runs(&pointer).await? {
+                found.extend(run.entries);
+            }
+            let (level, min) = (pointer.level, pointer.min);
+            let keys = self.overlaid(tree, level, found, min, max);
+            let count = keys.values().flatten().count();
+            visit(Visit::Node(&Node { pointer, min, max, keys: count }));
+            if level == 0 {
+                visit_keys(&keys, visit);
+                continue;
+            }
+            for (pos, value) in keys.iter().rev() {
+                let Some(value) = value else { continue };
+                let child = NodePointer::parse(value)
+                    .map_err(|e| Failure(format!("tree {}: pointer at {pos}: {e}", tree.name())))?;
+                if child.level + 1 != level {
+                    let name = tree.name();
+                    return Err(Failure(format!("tree {name}: pointer at {pos} leads to the wrong level")));
+                }
+                ahead.push((child, *pos));
+            }
+        }
+        Ok(())
+    }
+
+    /// The runs of the node called `id`, looked for in every tree.
+    pub(super) async fn find(&self, id: u64) -> Result<Option<Vec<RunText>>, Failure> {
+        for tree in self.roots.keys() {
+            let mut found = None;
+            let mut look = |visit: Visit<'_>| {
+                if let Visit::Node(node) = visit
+                    && node.pointer.node == id
+                {
+                    found = Some(node.pointer.clone());
+                }
+            };
+            self.walk(*tree, &mut look).await?;
+            if let Some(pointer) = found {
+                return self.runs(&pointer).await.map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// A node's keys with the journal's newer ones of its range.
+    fn overlaid(&self, tree: Tree, level: u8, mut keys: Keys, min: Pos, max: Pos) -> Keys {
+        if let Some(newer) = self.overlay.get(&(tree, level)) {
+            keys.extend(newer.range(min..=max).map(|(pos, value)| (*pos, value.clone())));
+        }
+        keys
+    }
+
+    /// Reads the runs that a pointer counts, from the first copy that is whole.
+    async fn runs(&self, pointer: &NodePointer) -> Result<Vec<RunText>, Failure> {
+        let mut why = String::from("it has no copy");
+        for place in &pointer.places {
+            let bytes = pointer.blocks_written as usize * NODE_BLOCK;
+            let buf = Buf::zeroed(bytes).map_err(|_| Failure("out of memory".to_owned()))?;
+            let (buf, result) = self.devices.read(place.device, place.offset, buf).await;
+            let parsed = match result {
+                Ok(()) => self.parse(&buf, pointer.runs),
+                Err(e) => Err(e.to_string()),
+            };
+            match parsed {
+                Ok(runs) => return Ok(runs),
+                Err(e) => why = format!("device {} offset {}: {e}", place.device, place.offset),
+            }
+        }
+        Err(Failure(format!("node {} cannot be read: {why}", pointer.node)))
+    }
+
+    fn parse(&self, mut bytes: &[u8], count: u16) -> Result<Vec<RunText>, String> {
+        let mut runs = Vec::new();
+        for _ in 0..count {
+            let run = Run::parse(bytes, self.pool_tag).map_err(|e| e.to_string())?;
+            runs.push(RunText {
+                tree: run.ident.tree,
+                level: run.ident.level,
+                min: run.ident.min,
+                max: run.ident.max,
+                index: run.info.index,
+                epoch: run.info.epoch,
+                seq: run.info.seq,
+                hash: run.hash,
+                entries: run.entries().map(|(pos, value)| (pos, value.map(<[u8]>::to_vec))).collect(),
+            });
+            bytes = bytes.get(run.disk_bytes..).ok_or("a run is longer than its node")?;
+        }
+        Ok(runs)
+    }
+}
+
+fn visit_keys(keys: &Keys, visit: &mut dyn FnMut(Visit<'_>)) {
+    for (pos, value) in keys {
+        if let Some(value) = value {
+            visit(Visit::Key(*pos, value));
+        }
+    }
+}
