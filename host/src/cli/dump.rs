@@ -67,7 +67,11 @@ struct Output {
 
 impl Output {
     fn line(&mut self, text: &str, json: serde_json::Value) -> Result<(), Failure> {
-        if self.json { writeln!(self.out, "{json}")? } else { writeln!(self.out, "{text}")? }
+        if self.json {
+            writeln!(self.out, "{json}")?
+        } else {
+            writeln!(self.out, "{text}")?
+        }
         Ok(())
     }
 }
@@ -114,8 +118,12 @@ impl Dump {
             let mut failure = None;
             let mut show = |visit: Visit<'_>| {
                 let shown = match (visit, self.nodes) {
-                    (Visit::Key(pos, value), false) if from <= pos && pos <= to => key(out, *tree, pos, value),
-                    (Visit::Node(node), true) if node.min <= to && from <= node.max => node_line(out, *tree, node),
+                    (Visit::Key(pos, value), false) if from <= pos && pos <= to => {
+                        key(out, *tree, pos, value)
+                    }
+                    (Visit::Node(node), true) if node.min <= to && from <= node.max => {
+                        node_line(out, *tree, node)
+                    }
                     _ => Ok(()),
                 };
                 failure = failure.take().or(shown.err());
@@ -192,7 +200,11 @@ fn superblock_text(name: &str, sb: &Superblock) -> String {
         format!("{name}: member {} of the pool '{}'", sb.device, sb.label),
         format!("  pool {}", hex(&sb.pool_id)),
         format!("  seq {} epoch {:016x} after {:016x}", sb.seq, sb.epoch, sb.prev_epoch),
-        format!("  mounts {} last {}", sb.mount_epoch, if sb.clean { "ended cleanly" } else { "did not end" }),
+        format!(
+            "  mounts {} last {}",
+            sb.mount_epoch,
+            if sb.clean { "ended cleanly" } else { "did not end" }
+        ),
         format!("  nodes of {} bytes, blocks of {} bytes", sb.node_bytes, sb.block_bytes),
         format!("  copies: journal {} metadata {}", sb.journal_replicas, sb.metadata_replicas),
         format!("  journal floor {} dirty at most {} bytes", sb.journal_floor, sb.dirty_bytes_max),
@@ -236,10 +248,7 @@ fn journal(out: &mut Output, history: &History) -> Result<(), Failure> {
 fn key(out: &mut Output, tree: Tree, pos: Pos, value: &[u8]) -> Result<(), Failure> {
     let text = value_text(tree, 0, pos, value);
     let name = tree.name();
-    out.line(
-        &format!("{name} {pos} {text}"),
-        json!({"tree": name, "pos": pos.to_string(), "value": text}),
-    )
+    out.line(&format!("{name} {pos} {text}"), json!({"tree": name, "pos": pos.to_string(), "value": text}))
 }
 
 fn node_line(out: &mut Output, tree: Tree, node: &trees::Node) -> Result<(), Failure> {

@@ -77,7 +77,8 @@ impl<'a> Trees<'a> {
         let Some(root) = self.roots.get(&tree) else {
             // A tree without a root on disk is one leaf, all of which the journal holds.
             let keys = self.overlaid(tree, 0, Keys::new(), Pos::MIN, Pos::MAX);
-            return Ok(visit_keys(&keys, visit));
+            visit_keys(&keys, visit);
+            return Ok(());
         };
         // The nodes still to be visited, the next one last.
         let mut ahead = vec![(root.clone(), Pos::MAX)];
