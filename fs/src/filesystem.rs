@@ -171,6 +171,22 @@ impl Filesystem {
         Ok(fs)
     }
 
+    /// The engine it runs on.
+    pub fn engine(&self) -> &Engine {
+        &self.inner.engine
+    }
+
+    /// Memory that pages take, and how much of it is dirty, in bytes.
+    pub fn cache_bytes(&self) -> (usize, usize) {
+        let cache = self.inner.cache.borrow();
+        (cache.meter.bytes(), cache.dirty_bytes())
+    }
+
+    /// Deletes what is left of everything without a name, now; the reaper does so in its own time.
+    pub async fn reap(&self) -> FsResult<()> {
+        self.inner.reap_all().await
+    }
+
     /// Writes everything back and makes it durable.
     pub async fn sync_all(&self) -> FsResult<()> {
         debug_assert!(self.inner.cache.borrow().is_covered(), "every dirty page has space reserved");

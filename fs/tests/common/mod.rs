@@ -117,3 +117,36 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
         })
         .collect()
 }
+
+/// A pool small enough to fill.
+pub const FULL_POOL_BYTES: u64 = 24 << 20;
+
+/// The engine under a filesystem, as it goes on after the filesystem's memory was lost.
+pub fn engine_of(fs: &Filesystem) -> Engine {
+    fs.engine().clone()
+}
+
+/// Keys of an inode in the trees of files.
+pub async fn keys_of(engine: &Engine, inode: u64) -> usize {
+    use moraine_format::{Pos, Tree};
+    use moraine_fs::tx::Class;
+    let trees = [Tree::Extents, Tree::Xattrs, Tree::Dirents, Tree::LoggedOps, Tree::DeletedInodes];
+    let mut ranges: Vec<_> =
+        trees.map(|tree| (tree, Pos::new(inode, 0, 0), Pos::new(inode, u64::MAX, u32::MAX))).into();
+    ranges.push((Tree::Inodes, Pos::new(0, inode, 0), Pos::new(0, inode, u32::MAX)));
+    let (count, _) = engine
+        .transact(Class::Normal, async |tx| {
+            let mut count = 0;
+            for (tree, from, to) in &ranges {
+                let mut from = *from;
+                while let Some((at, _)) = tx.first(*tree, from..=*to).await? {
+                    count += 1;
+                    from = at.successor().unwrap();
+                }
+            }
+            Ok(count)
+        })
+        .await
+        .unwrap();
+    count
+}
