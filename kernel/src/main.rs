@@ -10,6 +10,7 @@
 //! | `hal.rs` | the machine as drivers see it |
 //! | `random.rs` | random numbers |
 //! | `reactor.rs` | one core's tasks, timers and interrupts; sleeps when idle; implements `platform` |
+//! | `serve.rs` | the appliance on this machine: network, pool, exports |
 //! | `selftest.rs`, `diskbench.rs` | what only a running machine can show: that it works, how fast disks are |
 //! | `panic.rs` | says where and why, keeps the log, reboots |
 #![no_std]
@@ -28,6 +29,7 @@ mod panic;
 mod random;
 mod reactor;
 mod selftest;
+mod serve;
 mod uefi;
 
 use alloc::rc::Rc;
@@ -36,6 +38,7 @@ use cpu::apic;
 use entry::BootInfo;
 use kernel_parts::acpi::Tables;
 use kernel_parts::words::{Mode, Words};
+use memory::budget::Budget;
 use moraine_appliance::{Config, OnPanic, Stop};
 use moraine_drivers::{Found, Hal, MmioWindow};
 use moraine_platform::{error, info, warn};
@@ -54,7 +57,7 @@ fn start(boot: BootInfo) -> ! {
     let cpu = cpu::features::init_first();
     memory::copy::choose(cpu, words.copy_by_string);
     memory::init(&boot);
-    cpu::traps::init_first();
+    cpu::traps::init_core();
     let tables = machine::acpi::init(boot.rsdp);
     apic::init(&tables);
     machine::clock::init(&tables);
@@ -71,13 +74,13 @@ fn start(boot: BootInfo) -> ! {
         Mode::SelfTest => selftest::run(),
         Mode::Panic => panic!("asked for by the boot word selftest=panic"),
         Mode::Fault => selftest::fault(),
-        Mode::Appliance | Mode::Disks => {}
+        Mode::Appliance | Mode::Disks | Mode::Memory => {}
     }
     let found = find_devices(&boot, &words, &tables);
     if words.mode == Mode::Disks {
         diskbench::run(found.disks, found.services);
     }
-    run_appliance(found, config)
+    run_appliance(found, config, words.mode)
 }
 
 /// Finds and brings up disks and network cards.
@@ -101,16 +104,29 @@ fn find_devices(boot: &BootInfo, words: &Words, tables: &Tables) -> Found {
 }
 
 /// Serves until the power button, then switches off.
-fn run_appliance(found: Found, config: Config) -> ! {
+fn run_appliance(found: Found, config: Config, mode: Mode) -> ! {
+    let budget = Budget::new(memory::heap::usage().free as u64, config.budget);
+    budget.report();
     let reactor = Reactor::new(found.services, false);
+    let platform = reactor.platform();
     let stop = Stop::new();
     let asked = stop.clone();
-    let _ = config;
-    console::plain(format_args!("moraine idle"));
-    for disk in &found.disks {
-        console::plain(format_args!("moraine idle: {}: not looked at", disk.info().name));
-    }
-    reactor.run(async move { stop.wait().await }, move || {
+    let (disks, nics) = (found.disks, found.nics);
+    let main = async move {
+        let stack = serve::start_network(&platform, nics, &config, &budget);
+        if let (Mode::Memory, Some(stack)) = (mode, stack) {
+            warn!("kernel", "selftest=memory: serving from memory, everything is lost at the end");
+            let model = moraine_model::Model::new(platform.clock.clone(), platform.rng.clone());
+            serve::serve(&platform, Rc::new(model), stack, &budget, &stop).await;
+            return;
+        }
+        console::plain(format_args!("moraine idle"));
+        for disk in &disks {
+            console::plain(format_args!("moraine idle: {}: not looked at", disk.info().name));
+        }
+        stop.wait().await;
+    };
+    reactor.run(main, move || {
         info!("kernel", "power button: shutting down");
         asked.ask();
     });

@@ -3,6 +3,7 @@
 //! All RAM is mapped one to one, never executable; so a heap address *is* a physical address, and DMA needs no
 //! translation. The kernel image is the only executable memory, and that part of it is not writable.
 
+pub(crate) mod budget;
 pub(crate) mod copy;
 pub(crate) mod direct;
 pub(crate) mod heap;

@@ -86,12 +86,6 @@ const NAMES: [&str; 22] = [
 
 static IDT: Once<InterruptDescriptorTable> = Once::new();
 
-/// Sets up the first core's tables.
-pub(crate) fn init_first() {
-    IDT.call_once(idt);
-    init_core();
-}
-
 /// Sets up this core's tables: its own GDT, TSS and stacks, the common IDT.
 pub(crate) fn init_core() {
     let tss = Box::leak(Box::new(TaskStateSegment::new()));
@@ -111,7 +105,8 @@ pub(crate) fn init_core() {
         ES::set_reg(data);
         load_tss(task);
     }
-    IDT.get().expect("the first core made the table").load();
+    // Made only now: its entries name the code segment in force.
+    IDT.call_once(idt).load();
 }
 
 /// A new stack with a guard page below it; its top. It lives for ever.

@@ -19,6 +19,8 @@ pub enum Mode {
     Fault,
     /// Measure the disks, then power off.
     Disks,
+    /// Serve an empty filesystem in memory: the network and the exports without disks.
+    Memory,
 }
 
 /// A virtio-mmio device as QEMU and other monitors announce it: `virtio_mmio.device=SIZE@ADDRESS:INTERRUPT`.
@@ -35,7 +37,7 @@ pub struct Window {
 /// The parsed words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Words {
-    /// `selftest`, `selftest=panic`, `selftest=fault`, `selftest=disks`.
+    /// `selftest`, `selftest=panic`, `selftest=fault`, `selftest=disks`, `selftest=memory`.
     pub mode: Mode,
     /// `copy=auto|words|string`: how memory is copied; None is automatic.
     pub copy_by_string: Option<bool>,
@@ -75,6 +77,7 @@ impl Words {
             ("selftest", "panic") => self.mode = Mode::Panic,
             ("selftest", "fault") => self.mode = Mode::Fault,
             ("selftest", "disks") => self.mode = Mode::Disks,
+            ("selftest", "memory") => self.mode = Mode::Memory,
             ("copy", "auto") => self.copy_by_string = None,
             ("copy", "words") => self.copy_by_string = Some(false),
             ("copy", "string") => self.copy_by_string = Some(true),

@@ -17,7 +17,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("drivers", &["platform"]),
     ("boot", &[]),
     ("boot/image", &[]),
-    ("kernel", &["platform", "boot", "drivers", "net", "fs", "appliance"]),
+    ("kernel", &["platform", "boot", "drivers", "net", "fs", "appliance", "model"]),
     ("host", &["platform", "boot", "fs", "format", "accel", "appliance", "model"]),
     ("model", &["platform", "fs"]),
     (

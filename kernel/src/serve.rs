@@ -1,0 +1,117 @@
+//! The appliance on this machine: network, pool, exports, until the power button.
+
+use crate::console;
+use crate::machine::clock;
+use crate::memory::budget::Budget;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
+use core::time::Duration;
+use moraine_appliance::{Addressing, Config, Listen, Stop, serve_exports};
+use moraine_fs::Vfs;
+use moraine_net::Stack;
+use moraine_platform::{NicDevice, Platform, error, info, warn};
+
+/// How long an address of version 4 is waited for once there is one of version 6.
+const VERSION_4_WAIT: Duration = Duration::from_secs(3);
+/// How often addresses are looked at meanwhile.
+const ADDRESS_LOOK: Duration = Duration::from_millis(20);
+/// After how long without an address the console says so.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Brings the network up on the first card. None without one.
+pub(crate) fn start_network(
+    platform: &Platform,
+    nics: Vec<Rc<dyn NicDevice>>,
+    config: &Config,
+    budget: &Budget,
+) -> Option<Stack> {
+    if nics.len() > 1 {
+        warn!("net", "{} network cards; the first one is used", nics.len());
+    }
+    let Some(nic) = nics.into_iter().next() else {
+        error!("net", "no network card: nothing can be served");
+        return None;
+    };
+    let addressing = match &config.addressing {
+        Addressing::Automatic => moraine_net::Addressing::Automatic,
+        Addressing::Static(addresses) => {
+            let convert = |a: &moraine_appliance::StaticAddress| moraine_net::StaticAddress {
+                address: a.address,
+                prefix: a.prefix,
+                gateway: a.gateway,
+            };
+            moraine_net::Addressing::Static(addresses.iter().map(convert).collect())
+        }
+    };
+    let config = moraine_net::Config {
+        addressing,
+        buffer_bytes: budget.network as usize,
+        ..moraine_net::Config::default()
+    };
+    match Stack::new(platform, nic, &config) {
+        Ok(stack) => {
+            platform.spawn.spawn("network", alloc::boxed::Box::pin(stack.clone().run()));
+            Some(stack)
+        }
+        Err(why) => {
+            error!("net", "{why}");
+            None
+        }
+    }
+}
+
+/// Serves `vfs` until `stop`; the filesystem comes back with nothing under way.
+pub(crate) async fn serve<V: Vfs + 'static>(
+    platform: &Platform,
+    vfs: Rc<V>,
+    stack: Stack,
+    budget: &Budget,
+    stop: &Stop,
+) -> Rc<V> {
+    let network = Rc::new(stack.clone());
+    let exports =
+        match serve_exports(platform, vfs.clone(), network, Listen::everywhere(), budget.exports * 8) {
+            Ok(exports) => exports,
+            Err(why) => {
+                error!("kernel", "{why}");
+                stop.wait().await;
+                return vfs;
+            }
+        };
+    let address = address(platform, &stack, stop).await;
+    if let Some(address) = address {
+        // The listeners are bound to every address; who reads this line wants one that can be reached.
+        let line = exports.ready_line(Duration::from_nanos(clock::now_ns()), None);
+        let at = SocketAddr::new(address, 0);
+        let text = alloc::format!("{at}");
+        let host = text.strip_suffix(":0").unwrap_or(&text);
+        console::plain(format_args!("{}", line.replace("=[::]:", &alloc::format!("={host}:"))));
+    }
+    stop.wait().await;
+    exports.stop().await
+}
+
+/// Waits for an address, best of version 4; none if the end is asked for before.
+async fn address(platform: &Platform, stack: &Stack, stop: &Stop) -> Option<IpAddr> {
+    let begin = platform.clock.now();
+    let (mut first, mut told) = (None, false);
+    while !stop.asked() {
+        let addresses = stack.addresses();
+        let now = platform.clock.now();
+        if let Some(address) = addresses.iter().find(|a| a.is_ipv4()) {
+            return Some(*address);
+        }
+        if let Some(address) = addresses.first() {
+            let since = *first.get_or_insert(now);
+            if now.since(since) > VERSION_4_WAIT {
+                return Some(*address);
+            }
+        } else if !told && now.since(begin) > ADDRESS_PATIENCE {
+            told = true;
+            info!("net", "still no address: is there a DHCP server? (or say ip=ADDRESS/PREFIX)");
+        }
+        platform.clock.sleep(ADDRESS_LOOK).await;
+    }
+    None
+}
