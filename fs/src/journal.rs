@@ -460,3 +460,9 @@ impl Drop for InLine<'_> {
         self.journal.space.notify();
     }
 }
+
+impl fmt::Display for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.state.borrow().fmt(f)
+    }
+}

@@ -6,8 +6,9 @@ use super::pins::Pins;
 use super::ring::{Placement, Ring};
 use super::{Class, Counters, JournalError, Options, Pressure};
 use crate::device::{Dep, Deps};
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
+use core::fmt;
 use core::time::Duration;
 use moraine_format::DeviceSet;
 use moraine_format::journal::{self, ENTRY_BLOCK, ENTRY_HEADER_BYTES, EntryHeader, Item, Seq};
@@ -72,7 +73,8 @@ pub(super) struct State {
     /// Ring bytes and item bytes promised to reservations that have not begun to append.
     reserved_ring: u64,
     reserved_items: u64,
-    /// Item bytes promised in the open entry are in [`OpenEntry::promised`].
+    /// How many of these reservations there are for each size of entry.
+    needs: BTreeMap<u64, u32>,
     waiting: BTreeSet<(Class, u64)>,
     next_turn: u64,
     /// Seqs somebody wants durable.
@@ -113,6 +115,7 @@ impl State {
             spare,
             reserved_ring: 0,
             reserved_items: 0,
+            needs: BTreeMap::new(),
             waiting: BTreeSet::new(),
             next_turn: 0,
             wants: BTreeSet::new(),
@@ -133,12 +136,13 @@ impl State {
 
     // Reservations.
 
-    /// Ring bytes nobody has a claim on.
-    fn free_ring(&self) -> u64 {
+    /// Ring bytes nobody has a claim on, for somebody who needs at most `need` of them at once.
+    fn free_ring(&self, need: u64) -> u64 {
         let open = self.open.as_ref().map_or(0, |o| o.disk_bytes());
         // Entries that no flush entry covers yet will need one, maybe an empty one.
         let debt = if self.last_appended > self.flush_started { ENTRY_BLOCK as u64 } else { 0 };
-        self.ring.available().saturating_sub(open + debt + self.reserved_ring)
+        let largest = self.needs.keys().next_back().copied().unwrap_or(0).max(need);
+        self.ring.available(largest).saturating_sub(open + debt + self.reserved_ring)
     }
 
     fn dirty_now(&self) -> u64 {
@@ -165,13 +169,14 @@ impl State {
         let reserve = part(self.ring.capacity()).max(2 * ENTRY_BLOCK as u64);
         let memory = self.memory_max();
         let granted = self.waiting.first().is_none_or(|first| *first >= me)
-            && self.free_ring() >= charge + reserve
+            && self.free_ring(journal::entry_bytes(bytes) as u64) >= charge + reserve
             && self.dirty_now() + bytes as u64 + part(self.options.dirty_bytes_max)
                 <= self.options.dirty_bytes_max
             && self.reserved_items + bytes as u64 <= memory - part(memory) * 2;
         if granted {
             self.reserved_ring += charge;
             self.reserved_items += bytes as u64;
+            *self.needs.entry(journal::entry_bytes(bytes) as u64).or_default() += 1;
         }
         granted
     }
@@ -179,6 +184,12 @@ impl State {
     pub(super) fn ungrant(&mut self, bytes: usize) {
         self.reserved_ring -= State::charge(bytes);
         self.reserved_items -= bytes as u64;
+        let need = journal::entry_bytes(bytes) as u64;
+        let count = self.needs.get_mut(&need).expect("a reservation is counted until it is bound or dropped");
+        *count -= 1;
+        if *count == 0 {
+            self.needs.remove(&need);
+        }
     }
 
     pub(super) fn wait_in_line(&mut self, class: Class) -> u64 {
@@ -200,7 +211,7 @@ impl State {
     pub(super) fn fill_permille(&self) -> u64 {
         let part = |used: u64, whole: u64| used * 1000 / whole.max(1);
         let capacity = self.ring.capacity();
-        part(capacity.saturating_sub(self.free_ring()), capacity)
+        part(capacity.saturating_sub(self.free_ring(ENTRY_BLOCK as u64)), capacity)
             .max(part(self.dirty_now(), self.options.dirty_bytes_max))
     }
 
@@ -437,5 +448,28 @@ impl State {
 
     pub(super) fn last_appended(&self) -> Seq {
         self.last_appended
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "journal: appended {}, flush entry {} under way or done, durable {}, tail {} published",
+            self.last_appended, self.flush_started, self.flushed, self.last_seq_started
+        )?;
+        let (held, needed) = (self.pins.oldest_held(), self.pins.oldest_needed());
+        let shown = |seq: Option<Seq>| seq.map_or(0, |s| s.0);
+        writeln!(f, "  oldest pin {}, oldest needed {}", shown(held), shown(needed))?;
+        writeln!(
+            f,
+            "  dirty {} of {} bytes, reserved {} of the ring and {} of memory, {} wait",
+            self.dirty_now(),
+            self.options.dirty_bytes_max,
+            self.reserved_ring,
+            self.reserved_items,
+            self.waiting.len()
+        )?;
+        write!(f, "  {}", self.ring)
     }
 }

@@ -1,0 +1,7 @@
+//! The journal on simulated disks: what it costs, what survives every power cut, how it lives with a full ring and
+//! with failing devices.
+
+mod crash;
+
+#[expect(unreachable_pub)]
+mod toy;
