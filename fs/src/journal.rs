@@ -216,11 +216,12 @@ impl Durable {
 
 /// "A key of this entry is in memory and in the journal only." While it is held, the entry survives.
 ///
-/// Dropping it means release after everything appended so far.
+/// Let go by [`Pin::release_after`] or [`Pin::release`] only. A pin that is merely dropped keeps its entry until the
+/// next mount: forgetting a write-back must cost room, not data.
+#[must_use = "a dropped pin keeps its entry for ever"]
 pub struct Pin {
-    journal: Rc<Journal>,
+    journal: Weak<Journal>,
     seq: Seq,
-    after: Option<Seq>,
 }
 
 impl Pin {
@@ -230,20 +231,21 @@ impl Pin {
     }
 
     /// Lets the entry go once `after` is durable: the seq of the commit that published the write-back.
-    pub fn release_after(mut self, after: Seq) {
-        self.after = Some(after);
-    }
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
+    pub fn release_after(self, after: Seq) {
+        let Some(journal) = self.journal.upgrade() else { return };
         {
-            let mut state = self.journal.state.borrow_mut();
-            let newest = state.last_appended();
-            let flushed = state.flushed;
-            state.pins.release(self.seq, self.after.map_or(newest, |a| a.min(newest)), flushed);
+            let mut state = journal.state.borrow_mut();
+            // Beyond the last append there is nothing to wait for.
+            let (after, flushed) = (after.min(state.last_appended()), state.flushed);
+            state.pins.release(self.seq, after, flushed);
         }
-        self.journal.kick();
+        journal.kick();
+    }
+
+    /// Lets the entry go once everything appended so far is durable: for a key that a later commit replaced, or that
+    /// another pin keeps.
+    pub fn release(self) {
+        self.release_after(Seq(u64::MAX));
     }
 }
 
@@ -372,7 +374,7 @@ impl Journal {
         let mut state = self.state.borrow_mut();
         assert!(seq >= state.tail_started(), "only entries that still exist can be pinned");
         state.pins.hold(seq);
-        Pin { journal: self.rc(), seq, after: None }
+        Pin { journal: self.this.clone(), seq }
     }
 
     /// The oldest entry somebody holds a [`Pin`] on: what to write back first.

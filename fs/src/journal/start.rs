@@ -21,7 +21,7 @@ impl Journal {
     /// Goes on after `history`. `superblock` is durable with the mount epoch of this mount. Returns once the mount's
     /// first entry is durable: from then on no other history can be chosen.
     ///
-    /// The pin keeps all of history; whoever takes it over pins what it still needs and then drops this one.
+    /// The pin keeps all of history; whoever takes it over pins what it still needs and then releases this one.
     pub async fn start(
         platform: &Platform,
         devices: &Rc<Devices>,

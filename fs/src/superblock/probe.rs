@@ -53,57 +53,59 @@ impl fmt::Display for Found {
 /// A disk that somebody else formatted over an old member may still have our slots at its end: with a foreign
 /// signature, only the slots at the start count.
 pub async fn probe(device: &dyn BlockDevice) -> Found {
-    let size = device.info().size;
-    if size < DEVICE_BYTES_MIN {
-        return Found::TooSmall;
-    }
-    let (start, end, end_at) = match ends(device).await {
-        Ok(ends) => ends,
-        Err(error) => return Found::Unreadable(error),
-    };
-    let signature = foreign::recognise(&start, &end);
-    let slots = slot_offsets(size).map(|offset| {
-        let slot = |window: &[u8], base: u64| {
-            let at = offset.checked_sub(base)? as usize;
-            window.get(at..at + SLOT_BYTES).map(Superblock::parse)
-        };
-        (offset, slot(&start, 0).or_else(|| slot(&end, end_at)).unwrap_or(Err(SlotError::Absent)))
-    });
-    let is_first_half = |offset: u64| offset < size / 2;
-    let believed = signature.is_none() || slots.iter().any(|(offset, s)| is_first_half(*offset) && s.is_ok());
-    let mut best: Option<Superblock> = None;
-    let mut worst = None;
-    for (_, slot) in slots {
-        match slot {
-            Ok(found) if believed && best.as_ref().is_none_or(|b| found.seq > b.seq) => best = Some(found),
-            Ok(_) | Err(SlotError::Absent) => {}
-            Err(error) => worst = worst.or(Some(error)),
-        }
-    }
-    if let Some(superblock) = best {
-        return Found::Ours(Box::new(superblock));
-    }
-    match (worst, signature) {
-        (Some(SlotError::OtherLayout(name)), _) => Found::OtherLayout(name),
-        (Some(SlotError::UnknownFeatures(bits)), _) => Found::UnknownFeatures(bits),
-        (_, Some(name)) => Found::Foreign(name),
-        (Some(SlotError::Damaged(why)), None) => Found::Damaged(why),
-        (Some(SlotError::Absent) | None, None) => match is_blank(device, &start, &end).await {
-            Ok(true) => Found::Blank,
-            Ok(false) => Found::Foreign("data of an unknown kind"),
-            Err(error) => Found::Unreadable(error),
-        },
+    match look(device).await {
+        Ok(found) => found,
+        Err(error) => Found::Unreadable(error),
     }
 }
 
-/// The first and the last bytes of a device, and where the last ones begin.
-async fn ends(device: &dyn BlockDevice) -> Result<(Vec<u8>, Vec<u8>, u64), IoError> {
+async fn look(device: &dyn BlockDevice) -> Result<Found, IoError> {
+    let size = device.info().size;
+    if size < DEVICE_BYTES_MIN {
+        return Ok(Found::TooSmall);
+    }
+    let mut best: Option<Superblock> = None;
+    let mut best_at_start = false;
+    let mut problem = None;
+    for offset in slot_offsets(size) {
+        // One bad block must not hide the other copies.
+        let Ok(slot) = read(device, offset, SLOT_BYTES as u64).await else { continue };
+        match Superblock::parse(&slot) {
+            Ok(found) => {
+                best_at_start |= offset < size / 2;
+                if best.as_ref().is_none_or(|b| found.seq > b.seq) {
+                    best = Some(found);
+                }
+            }
+            Err(SlotError::Absent) => {}
+            Err(error) => problem = problem.or(Some(error)),
+        }
+    }
+    if let Some(superblock) = best.take_if(|_| best_at_start) {
+        return Ok(Found::Ours(Box::new(superblock)));
+    }
+    let (start, end) = ends(device).await?;
+    let signature = foreign::recognise(&start, &end);
+    Ok(match (best, problem, signature) {
+        (Some(superblock), _, None) => Found::Ours(Box::new(superblock)),
+        (_, Some(SlotError::OtherLayout(name)), _) => Found::OtherLayout(name),
+        (_, Some(SlotError::UnknownFeatures(bits)), _) => Found::UnknownFeatures(bits),
+        (_, _, Some(name)) => Found::Foreign(name),
+        (None, Some(SlotError::Damaged(why)), None) => Found::Damaged(why),
+        (None, Some(SlotError::Absent) | None, None) => match is_blank(device, &start, &end).await? {
+            true => Found::Blank,
+            false => Found::Foreign("data of an unknown kind"),
+        },
+    })
+}
+
+/// The first and the last bytes of a device.
+async fn ends(device: &dyn BlockDevice) -> Result<(Vec<u8>, Vec<u8>), IoError> {
     let info = device.info();
     let unit = u64::from(info.logical_block);
     let end = info.size / unit * unit;
     let window = (WINDOW_BYTES as u64).min(end);
-    let start = read(device, 0, window).await?;
-    Ok((start, read(device, end - window, window).await?, end - window))
+    Ok((read(device, 0, window).await?, read(device, end - window, window).await?))
 }
 
 async fn is_blank(device: &dyn BlockDevice, start: &[u8], end: &[u8]) -> Result<bool, IoError> {

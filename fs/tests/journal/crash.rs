@@ -116,11 +116,7 @@ fn what_a_restart_served_survives_the_power_cut_after_it() {
                     let toy = Toy::mount(world, disks).await.unwrap();
                     work(world, &toy, "before", 3).await;
                     toy.commit().await.unwrap();
-                    // The process dies: what was submitted completes, nothing more comes.
-                    toy.pool.devices().present().for_each(|d| toy.pool.devices().fail(d, "killed"));
-                    while disks.iter().any(|d| d.in_flight() > 0) {
-                        world.platform().clock.sleep(Duration::from_millis(1)).await;
-                    }
+                    toy.kill(disks).await;
                     let toy = Toy::mount(world, disks).await.unwrap();
                     world.trace().mark(toy.count());
                     work(world, &toy, "after", 2).await;

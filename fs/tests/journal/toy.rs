@@ -18,8 +18,8 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-pub const DISK: u64 = 2 << 20;
-pub const BUCKET: u64 = 64 << 10;
+pub(crate) const DISK: u64 = 2 << 20;
+pub(crate) const BUCKET: u64 = 64 << 10;
 /// Blocks for data and the two places of the checkpoint, behind superblocks and journal.
 const DATA: u64 = 7 * BUCKET;
 const CHECKPOINTS: [u64; 2] = [20 * BUCKET, 21 * BUCKET];
@@ -31,13 +31,13 @@ const SIZES: [usize; 4] = [16, 16, 300, 3000];
 
 /// A pool of so many disks, with so many copies of each entry.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    pub disks: usize,
-    pub copies: u8,
+pub(crate) struct Shape {
+    pub(crate) disks: usize,
+    pub(crate) copies: u8,
 }
 
 /// Disks of a new pool.
-pub fn formatted(shape: Shape) -> Vec<Image> {
+pub(crate) fn formatted(shape: Shape) -> Vec<Image> {
     let world = World::new(99);
     let disks: Vec<_> = (0..shape.disks).map(|_| world.disk(DISK, DiskConfig::default())).collect();
     let options = FormatOptions {
@@ -51,18 +51,18 @@ pub fn formatted(shape: Shape) -> Vec<Image> {
     disks.iter().map(|d| d.durable_image()).collect()
 }
 
-pub fn blocks(disks: &[Rc<SimDisk>]) -> Vec<Rc<dyn BlockDevice>> {
+pub(crate) fn blocks(disks: &[Rc<SimDisk>]) -> Vec<Rc<dyn BlockDevice>> {
     disks.iter().map(|d| d.clone() as Rc<dyn BlockDevice>).collect()
 }
 
-pub type Task<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+pub(crate) type Task<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
-pub fn boxed<'a>(task: impl Future<Output = ()> + 'a) -> Task<'a> {
+pub(crate) fn boxed<'a>(task: impl Future<Output = ()> + 'a) -> Task<'a> {
     Box::pin(task)
 }
 
 /// Runs all tasks until the last is done.
-pub async fn all(mut tasks: Vec<Task<'_>>) {
+pub(crate) async fn all(mut tasks: Vec<Task<'_>>) {
     poll_fn(|cx| {
         tasks.retain_mut(|task| task.as_mut().poll(cx).is_pending());
         if tasks.is_empty() { Poll::Ready(()) } else { Poll::Pending }
@@ -71,10 +71,10 @@ pub async fn all(mut tasks: Vec<Task<'_>>) {
 }
 
 /// The pool, open.
-pub struct Toy {
-    pub pool: Superblocks,
-    pub journal: Rc<Journal>,
-    pub report: Report,
+pub(crate) struct Toy {
+    pub(crate) pool: Superblocks,
+    pub(crate) journal: Rc<Journal>,
+    pub(crate) report: Report,
     /// Where commit `n`'s data is, at `n - 1`.
     commits: RefCell<Vec<u64>>,
     next_data: Cell<u64>,
@@ -102,12 +102,12 @@ fn word(bytes: &[u8], at: usize) -> u64 {
 }
 
 impl Toy {
-    pub async fn mount(world: &World, disks: &[Rc<SimDisk>]) -> Result<Toy, RecoverError> {
+    pub(crate) async fn mount(world: &World, disks: &[Rc<SimDisk>]) -> Result<Toy, RecoverError> {
         Toy::mount_with(world, disks, Options::default(), Completeness::Complete).await
     }
 
     /// Opens the pool, recovers, and checks that what was recovered is whole.
-    pub async fn mount_with(
+    pub(crate) async fn mount_with(
         world: &World,
         disks: &[Rc<SimDisk>],
         options: Options,
@@ -181,7 +181,7 @@ impl Toy {
     }
 
     /// Commits so far.
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.commits.borrow().len() as u64
     }
 
@@ -192,12 +192,12 @@ impl Toy {
     }
 
     /// One commit without data; its number.
-    pub async fn commit(&self) -> Result<(u64, Seq), String> {
+    pub(crate) async fn commit(&self) -> Result<(u64, Seq), String> {
         self.commit_with(NO_DATA, Deps::default()).await
     }
 
     /// One commit that refers to data written for it.
-    pub async fn commit_data(&self) -> Result<(u64, Seq), String> {
+    pub(crate) async fn commit_data(&self) -> Result<(u64, Seq), String> {
         let data = self.next_data.get();
         self.next_data.set(data + 1);
         let (device, offset) = self.data_place(data);
@@ -248,14 +248,32 @@ impl Toy {
         panic!("no room after {RECLAIMS_MAX} write-backs: {}", self.journal);
     }
 
-    pub async fn sync(&self, seq: Seq) -> Result<(), String> {
+    pub(crate) async fn sync(&self, seq: Seq) -> Result<(), String> {
         let durable = self.journal.durable(seq).await.map_err(|e| e.to_string())?;
         assert!(durable.seq() >= seq && self.journal.flushed_seq() >= seq, "an ack is true");
         Ok(())
     }
 
+    pub(crate) async fn sync_all(&self) {
+        self.journal.durable(Seq(u64::MAX)).await.unwrap();
+    }
+
+    /// Says that all commits so far are written back, without writing anything.
+    pub(crate) fn let_go(&self) {
+        self.pins.take().into_iter().for_each(journal::Pin::release);
+    }
+
+    /// The program dies: what was submitted completes, nothing more comes.
+    pub(crate) async fn kill(&self, disks: &[Rc<SimDisk>]) {
+        let devices = self.pool.devices();
+        devices.present().for_each(|d| devices.fail(d, "killed"));
+        while disks.iter().any(|d| d.in_flight() > 0) {
+            self.clock.sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Writes all commits so far to the checkpoint's other place and publishes it; lets their entries go.
-    pub async fn write_back(&self) -> Result<Seq, String> {
+    pub(crate) async fn write_back(&self) -> Result<Seq, String> {
         let _turn = self.writing_back.take(1).await;
         // The place of the checkpoint before the last is free once the last is durable.
         self.sync(self.checkpointed.get()).await?;
