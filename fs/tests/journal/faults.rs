@@ -229,7 +229,7 @@ fn entries_of_other_pools_and_noise_are_ignored() {
     let mut journal = vec![0; (4 * BUCKET) as usize];
     donor.read(3 * BUCKET, &mut journal);
     for (n, byte) in journal[3 * BUCKET as usize..].iter_mut().enumerate() {
-        *byte = (n * 31 >> 2) as u8;
+        *byte = ((n * 31) >> 2) as u8;
     }
     let disk = world.disk(DISK, DiskConfig::default());
     world.run(async {
