@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "the support modules are shared by all test modules of this one binary")]
 
 mod connections;
+mod golden;
 mod hostile;
 mod listing;
 mod procedures;
