@@ -155,7 +155,7 @@ impl Engine {
         data: Buf,
         reservation: &mut SpaceReservation,
     ) -> FsResult<WrittenData> {
-        assert!(data.len() % BLOCK_SIZE == 0, "data is written in whole blocks");
+        assert!(data.len().is_multiple_of(BLOCK_SIZE), "data is written in whole blocks");
         assert!(reservation.bytes >= data.len() as u64, "data is written from a reservation that covers it");
         let mut state = self.inner.state.borrow_mut();
         reservation.bytes -= data.len() as u64;

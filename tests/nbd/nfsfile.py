@@ -5,6 +5,7 @@
 
 NFS and MOUNT answer on the same port. Exit status: 0, or the NFS status that was answered (1 if none was).
 """
+import os
 import socket
 import struct
 import sys
@@ -26,7 +27,8 @@ class Client:
     def __init__(self, address):
         host, port = address.rsplit(":", 1)
         self.stream = socket.create_connection((host.strip("[]"), int(port)), timeout=30)
-        self.xid = 1
+        # The server remembers answers by these numbers, also those given to other runs of this program.
+        self.xid = int.from_bytes(os.urandom(4), "big") >> 1
 
     def call(self, program, procedure, arguments):
         """The results behind a status of zero."""
