@@ -37,7 +37,7 @@ use alloc::vec::Vec;
 use cpu::apic;
 use entry::BootInfo;
 use kernel_parts::acpi::Tables;
-use kernel_parts::words::{Mode, Words};
+use kernel_parts::words::{Mode, Window, Words};
 use memory::budget::Budget;
 use moraine_appliance::{Config, OnPanic, Stop};
 use moraine_drivers::{Found, Hal, MmioWindow};
@@ -87,7 +87,9 @@ fn start(boot: BootInfo) -> ! {
 fn find_devices(boot: &BootInfo, words: &Words, tables: &Tables) -> Found {
     let functions = machine::pci::functions(tables);
     let mut windows = Vec::new();
-    for window in &words.windows {
+    // The command line's, and those of the firmware's that it does not name.
+    let told = |w: &&Window| !words.windows.iter().any(|other| other.address == w.address);
+    for window in words.windows.iter().chain(tables.windows.iter().filter(told)) {
         apic::route(window.interrupt, apic::DEVICES, apic::Edge::Rising);
         windows.push(MmioWindow { address: window.address, len: window.len });
     }

@@ -1,8 +1,9 @@
 //! ACPI tables: what the kernel needs of them, read with every length and checksum checked.
 //!
-//! Only static tables are read. Of the byte code in the DSDT one thing is needed, the sleep type of S5 (power off),
-//! which every firmware writes as the same few bytes; they are searched for.
+//! Only static tables are read. Of the byte code in the DSDT two things are needed, the sleep type of S5 (power off)
+//! and the windows of virtio devices, which every firmware writes as the same few bytes; they are searched for.
 
+use crate::words::{WINDOWS_MAX, Window};
 use alloc::vec::Vec;
 
 /// Reads physical memory: `len` bytes at an address, or none if that cannot be read.
@@ -103,6 +104,8 @@ pub struct Tables {
     pub reset: Option<(Register, u8)>,
     /// Port of the 3.579545 MHz timer.
     pub timer_port: Option<u16>,
+    /// virtio-mmio devices.
+    pub windows: Vec<Window>,
     /// The manufacturer's name in the FADT.
     pub maker: [u8; 6],
 }
@@ -193,7 +196,9 @@ fn read_fadt(table: &[u8], reader: Reader<'_>, out: &mut Tables) -> Option<()> {
         Some(at) if at != 0 => at,
         _ => u32_at(table, 40)? as u64,
     };
-    let sleep_type = read_table(dsdt, reader).and_then(|code| sleep_type_of_s5(&code[HEADER..]));
+    let code = read_table(dsdt, reader).map_or(&[][..], |table| &table[HEADER..]);
+    out.windows = virtio_windows(code);
+    let sleep_type = sleep_type_of_s5(code);
     if flags & 1 << 20 != 0 {
         let sleep_control = register(table, 244)?;
         // The hardware-reduced machines known to us use 5; some leave the object out.
@@ -227,6 +232,26 @@ fn sleep_type_of_s5(code: &[u8]) -> Option<u8> {
         small @ (0 | 1) => Some(small),
         _ => None,
     }
+}
+
+/// Finds devices of virtio's hardware id, and in the bytes after it their resources: one fixed stretch of memory and
+/// one interrupt (ACPI 6.5 §6.4.3.4, §6.4.3.6).
+fn virtio_windows(code: &[u8]) -> Vec<Window> {
+    const ID: &[u8] = b"LNRO0005\0";
+    /// Bytes from the id to the end of the resources.
+    const REACH: usize = 96;
+    let ids = code.windows(ID.len()).enumerate().filter(|(_, bytes)| *bytes == ID).map(|(at, _)| at);
+    let windows = ids.filter_map(|at| {
+        let body = &code[at + ID.len()..];
+        let body = &body[..body.len().min(REACH)];
+        // Memory32Fixed: tag, length 9, access, base, length.
+        let memory = body.windows(12).find(|b| b[..3] == [0x86, 9, 0])?;
+        // Extended interrupt: tag, length 6, flags, one interrupt.
+        let line = body.windows(9).find(|b| b[..3] == [0x89, 6, 0] && b[4] == 1)?;
+        let (address, len) = (u32_at(memory, 4)?, u32_at(memory, 8)?);
+        Some(Window { address: address.into(), len: len.into(), interrupt: u32_at(line, 5)? })
+    });
+    windows.take(WINDOWS_MAX).collect()
 }
 
 /// A generic address structure.
@@ -337,5 +362,24 @@ mod tests {
         assert_eq!(sleep_type_of_s5(b"\x08_S5_\x12\x06\x04\x00\x00\x00\x00"), Some(0));
         assert_eq!(sleep_type_of_s5(b"\x08_S5_\x12\x06"), None);
         assert_eq!(sleep_type_of_s5(b"nothing here"), None);
+    }
+    #[test]
+    fn virtio_windows_are_found_in_byte_code() {
+        let device = |base: u32, line: u32| {
+            let mut code = b"\x5b\x82\x3eVR00\x08_HID\x0dLNRO0005\0\x08_UID\x0a\x07\x08_CCA\x01".to_vec();
+            code.extend(b"\x08_CRS\x11\x1a\x0a\x17\x86\x09\x00\x01");
+            code.extend(base.to_le_bytes());
+            code.extend(0x200_u32.to_le_bytes());
+            code.extend(b"\x89\x06\x00\x01\x01");
+            code.extend(line.to_le_bytes());
+            code.extend(b"\x79\x00");
+            code
+        };
+        let mut code = device(0xfeb0_0e00, 31);
+        code.extend(device(0xfeb0_0c00, 30));
+        code.extend(b"\x0dLNRO0005\0 and nothing more");
+        let window = |address, interrupt| Window { address, len: 0x200, interrupt };
+        assert_eq!(virtio_windows(&code), [window(0xfeb0_0e00, 31), window(0xfeb0_0c00, 30)]);
+        (0..code.len()).for_each(|len| assert!(virtio_windows(&code[..len]).len() <= 2));
     }
 }
