@@ -1,0 +1,136 @@
+//! The `moraine` command as a person runs it: what it prints, how it ends.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+/// A directory of its own for a test, gone at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let path = std::env::temp_dir().join(format!("moraine-command-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+
+    fn file(&self, name: &str, bytes: u64) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn moraine() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_moraine"))
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn run(arguments: &[&str], paths: &[&Path]) -> Output {
+    moraine().args(arguments).args(paths).output().unwrap()
+}
+
+/// A serving process and what its ready line says.
+struct Serving {
+    process: Child,
+    nfs: SocketAddr,
+    nbd: SocketAddr,
+}
+
+fn serve(arguments: &[&str]) -> Serving {
+    let free = ["--nfs", "127.0.0.1:0", "--nbd", "127.0.0.1:0"];
+    let mut command = moraine();
+    command.arg("serve").args(arguments).args(free).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let words: Vec<&str> = line.trim_end().split(' ').collect();
+    assert_eq!(words[..2], ["moraine", "ready"], "{line}");
+    let value = |n: usize, name: &str| words[n].strip_prefix(name).unwrap_or_else(|| panic!("{line}"));
+    let (nfs, nbd) = (value(2, "nfs=").parse().unwrap(), value(3, "nbd=").parse().unwrap());
+    value(4, "boot_ms=").parse::<u64>().unwrap();
+    assert_eq!(value(5, "pid=").parse::<u32>().unwrap(), process.id());
+    assert_eq!(words.len(), 6, "{line}");
+    Serving { process, nfs, nbd }
+}
+
+impl Serving {
+    /// Ends it as a person would, and returns its exit code.
+    fn end(mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.process.wait().unwrap().code()
+    }
+}
+
+#[test]
+fn serve_says_exactly_where_it_answers_and_ends_cleanly_on_sigterm() {
+    let serving = serve(&["--memory"]);
+    let mut greeting = [0; 8];
+    TcpStream::connect(serving.nbd).unwrap().read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"NBDMAGIC");
+    drop(TcpStream::connect(serving.nfs).unwrap());
+    let nbd = serving.nbd.to_string();
+    let second = run(&["serve", "--memory", "--nfs", "127.0.0.1:0", "--nbd", &nbd], &[]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(text(&second.stderr).contains(&format!("NBD cannot listen on {nbd}: address in use")));
+    assert_eq!(second.stdout, b"", "nothing is ready");
+    assert_eq!(serving.end(), Some(0));
+}
+
+#[test]
+fn a_client_in_the_middle_of_nothing_does_not_hold_up_the_end() {
+    let serving = serve(&["--memory"]);
+    let idle = [TcpStream::connect(serving.nfs).unwrap(), TcpStream::connect(serving.nbd).unwrap()];
+    assert_eq!(serving.end(), Some(0));
+    for mut client in idle {
+        let mut rest = Vec::new();
+        // Whether by an end or by a reset: the connection is over.
+        let _ = client.read_to_end(&mut rest);
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_two() {
+    for arguments in [
+        &["frobnicate"][..],
+        &["serve"],
+        &["serve", "--memory", "disk"],
+        &["serve", "--memory", "--nfs", "nowhere"],
+        &["dump"],
+        &["dump", "disk", "--tree", "oak"],
+        &["--log", "loud", "serve", "--memory"],
+    ] {
+        let output = run(arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+        assert_eq!(output.stdout, b"", "{arguments:?}");
+    }
+}
+
+#[test]
+fn dump_names_what_is_on_a_disk_that_is_no_member() {
+    let scratch = Scratch::new("dump");
+    let blank = scratch.file("blank", 64 << 20);
+    let output = run(&["dump"], &[&blank]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stdout), format!("{}: blank\n", blank.display()));
+    let output = run(&["dump", "--json"], &[&blank]);
+    assert_eq!(text(&output.stdout), format!("{{\"disk\":\"{}\",\"found\":\"blank\"}}\n", blank.display()));
+    let output = run(&["dump", "--journal"], &[&blank]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no disk is a member of a pool"), "{}", text(&output.stderr));
+    let output = run(&["dump"], &[&scratch.0.join("missing")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("missing: No such file"), "{}", text(&output.stderr));
+}
