@@ -1,6 +1,7 @@
 //! `moraine-sim`: replays worlds by their seed, or searches a range of seeds for one that fails.
 //!
 //! Each failure ends in a line to type that replays exactly that world.
+#![forbid(unsafe_code)]
 
 use moraine_sim::crowd::{crowd_world, tangle_world};
 use moraine_sim::generate::Profile;
