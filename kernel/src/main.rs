@@ -122,10 +122,7 @@ fn run_appliance(found: Found, config: Config, mode: Mode) -> ! {
             serve::serve(&platform, Rc::new(model), stack, &budget, &stop).await;
             return;
         }
-        console::plain(format_args!("moraine idle"));
-        for disk in &disks {
-            console::plain(format_args!("moraine idle: {}: not looked at", disk.info().name));
-        }
+        serve::idle(&disks).await;
         stop.wait().await;
     };
     reactor.run(main, move || {

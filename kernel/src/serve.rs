@@ -10,7 +10,7 @@ use core::time::Duration;
 use moraine_appliance::{Addressing, Config, Listen, Stop, serve_exports};
 use moraine_fs::Vfs;
 use moraine_net::Stack;
-use moraine_platform::{NicDevice, Platform, error, info, warn};
+use moraine_platform::{BlockDevice, NicDevice, Platform, error, info, warn};
 
 /// How long an address of version 4 is waited for once there is one of version 6.
 const VERSION_4_WAIT: Duration = Duration::from_secs(3);
@@ -90,6 +90,14 @@ pub(crate) async fn serve<V: Vfs + 'static>(
     }
     stop.wait().await;
     exports.stop().await
+}
+
+/// Says that nothing is served, and what is on each disk.
+pub(crate) async fn idle(disks: &[Rc<dyn BlockDevice>]) {
+    console::plain(format_args!("moraine idle: no pool, {} disks", disks.len()));
+    for disk in moraine_appliance::survey(disks).await {
+        console::plain(format_args!("moraine idle: {disk}"));
+    }
 }
 
 /// Waits for an address, best of version 4; none if the end is asked for before.

@@ -1,13 +1,15 @@
 //! Finds ACPI's root pointer and makes its tables readable.
 
 use crate::memory::{direct, paging};
-use kernel_parts::acpi::{self, Tables};
+use kernel_parts::acpi::{self, IoApic, Tables};
 use moraine_boot::map::PAGE;
 use moraine_platform::{debug, warn};
 use paging::Access;
 
 /// Where a BIOS puts the root pointer when the loader does not tell.
 const BIOS_AREA: core::ops::Range<u64> = 0xe_0000..0x10_0000;
+/// Where line interrupts end on every PC; taken as given when no table tells.
+const USUAL_IO_APIC: u64 = 0xfec0_0000;
 /// Memory addresses above this are not believed.
 const HIGHEST: u64 = 1 << 46;
 
@@ -18,7 +20,10 @@ pub(crate) fn init(rsdp: u64) -> Tables {
     if tables.is_none() {
         warn!("acpi", "no usable tables; one core, no power button");
     }
-    let tables = tables.unwrap_or_default();
+    let mut tables = tables.unwrap_or_default();
+    if tables.io_apics.is_empty() {
+        tables.io_apics.push(IoApic { address: USUAL_IO_APIC, first: 0 });
+    }
     debug!("acpi", "{tables:?}");
     tables
 }
