@@ -5,15 +5,43 @@
 //! - [`Engine::transact`] runs a body that reads and queues updates, and commits it atomically;
 //! - [`Engine::durable`] waits until a commit is on media;
 //! - [`Engine::reserve`], [`Engine::write_data`], [`Engine::read_data`] place and fetch the bytes of files.
+//!
+//! | file | its idea |
+//! |---|---|
+//! | [`commit`] | the one synchronous step that makes updates history |
+//! | [`pool`] | making, mounting and unmounting pools |
+//! | [`mount`] | recovery: from superblocks and journal to a running engine |
+//! | [`cleaner`] | the background: write-back under pressure, freeing buckets |
+//! | [`space`] | reservations, placed data, holds on buckets |
 
+use crate::btree::Table;
+use crate::device::Devices;
+use crate::journal::{Class as JournalClass, Journal, JournalError};
+use crate::space::{Buckets, Geometry};
+
+use crate::superblock::Superblocks;
 use crate::tx::{Class, Tx};
 use crate::vfs::{FsError, FsResult, PoolInfo, Seq};
+use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::RefCell;
-use moraine_platform::{BLOCK_SIZE, Buf, Platform};
+use core::cell::{Cell, RefCell};
+use core::ops::Range;
+use moraine_format::journal;
+use moraine_platform::sync::Event;
+use moraine_platform::{Buf, Platform, error};
 
-mod memory;
+mod cleaner;
+pub(crate) mod commit;
+mod mount;
+mod pool;
+mod space;
+
+pub use crate::superblock::FormatOptions;
+pub use mount::{Budget, RunError};
+pub use pool::PoolError;
+pub(crate) use space::Hold;
+pub use space::{DataDep, DataKind, Placed, Space, SpaceReservation, WrittenData};
 
 /// A handle on the engine; clones share it.
 #[derive(Clone)]
@@ -23,85 +51,45 @@ pub struct Engine {
 
 pub(crate) struct Inner {
     pub(crate) platform: Platform,
-    pool: PoolInfo,
-    pub(crate) state: RefCell<memory::State>,
+    info: PoolInfo,
+    superblocks: Superblocks,
+
+    pub(crate) pool_tag: u64,
+    /// Mount epoch: differs between any two mounts.
+    pub(crate) epoch: u64,
+    pub(crate) geometry: Vec<Geometry>,
+    /// The buckets of each device that can hold data and nodes.
+    usable: Vec<Vec<Range<u64>>>,
+    pub(crate) devices: Rc<Devices>,
+    pub(crate) journal: Rc<Journal>,
+    pub(crate) state: RefCell<State>,
+    /// Entry of the newest commit.
+    pub(crate) newest: Cell<journal::Seq>,
+    /// Nodes that are being read in.
+    pub(crate) loading: RefCell<BTreeMap<u64, Rc<Event>>>,
+    /// A batch of nodes was written back.
+    pub(crate) written_back: Event,
+    /// Somebody waits for write-back or for free buckets.
+    pub(crate) cleaner_wanted: Event,
+    /// Buckets were filled, emptied or freed.
+    pub(crate) buckets_changed: Event,
+    /// Why the engine refuses everything, once it does.
+    stopped: Cell<Option<FsError>>,
+    /// The background is to end.
+    closing: Cell<bool>,
+    /// The background is to wait.
+    paused: Cell<bool>,
+    /// Background steps under way.
+    busy: Cell<usize>,
+    /// Background tasks that still run.
+    background: Cell<usize>,
+    background_ended: Event,
 }
 
-/// A place on a device where data lies, as extent keys refer to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placed {
-    /// Device index in the pool.
-    pub device: u8,
-    /// Generation of the bucket when it was claimed.
-    pub generation: u32,
-    /// Byte offset on the device; a multiple of the block size.
-    pub offset: u64,
-    /// Bytes; a multiple of the block size. All of them lie in one bucket.
-    pub len: u32,
-}
-
-/// What kind of data is placed: each kind fills buckets of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DataKind {
-    /// File content written by users.
-    User,
-    /// Content moved by background work.
-    Moved,
-}
-
-/// Space promised to a writer: allocation from it never answers `NoSpace`. What is not used goes back on drop.
-pub struct SpaceReservation {
-    owner: Rc<Inner>,
-    bytes: u64,
-}
-
-impl SpaceReservation {
-    /// Bytes left in it.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Splits `bytes` off into a reservation of their own; fewer if fewer are left.
-    pub fn split(&mut self, bytes: u64) -> SpaceReservation {
-        let bytes = bytes.min(self.bytes);
-        self.bytes -= bytes;
-        SpaceReservation { owner: self.owner.clone(), bytes }
-    }
-
-    /// Adds another reservation to this one.
-    pub fn merge(&mut self, mut other: SpaceReservation) {
-        self.bytes += core::mem::take(&mut other.bytes);
-    }
-}
-
-impl Drop for SpaceReservation {
-    fn drop(&mut self) {
-        self.owner.state.borrow_mut().reserved -= self.bytes;
-    }
-}
-
-/// Data on a device, not yet referred to by a key. Hand `dep` to [`Tx::data_written`] in the transaction that
-/// inserts the extent keys: the commit is durable only after the data is.
-pub struct WrittenData {
-    /// Where it lies, in order of the data; more than one if it did not fit one bucket.
-    pub places: Vec<Placed>,
-    /// What a durable commit that refers to it must wait for.
-    pub dep: DataDep,
-}
-
-/// Data writes that a commit depends on.
-#[derive(Clone, Debug, Default)]
-pub struct DataDep;
-
-/// Space of the pool in bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct Space {
-    /// Usable for data and metadata.
-    pub total: u64,
-    /// Not in use.
-    pub free: u64,
-    /// Free and not reserved: what a writer can still get.
-    pub available: u64,
+/// What changes: looked at and changed in synchronous steps only.
+pub(crate) struct State {
+    pub(crate) table: Table,
+    pub(crate) buckets: Buckets,
 }
 
 impl Engine {
@@ -121,80 +109,122 @@ impl Engine {
         loop {
             let mut tx = Tx::new(self.clone(), class);
             let result = body(&mut tx).await;
-            match tx.finish(result).await? {
-                Some(done) => return Ok(done),
-                None => continue,
+            if let Some(done) = tx.finish(result).await? {
+                return Ok(done);
             }
         }
     }
 
     /// Waits until the commit `seq` and all before it are on media, with the data they refer to.
-    pub async fn durable(&self, _seq: Seq) -> FsResult<()> {
-        Ok(())
+    pub async fn durable(&self, seq: Seq) -> FsResult<()> {
+        self.inner.make_durable(journal::Seq(seq.0)).await
     }
 
     /// The number of the last commit.
     pub fn last_seq(&self) -> Seq {
-        Seq(self.inner.state.borrow().seq)
+        Seq(self.inner.newest_seq().0)
     }
 
-    /// Promises `bytes` of space for data, or [`FsError::NoSpace`].
-    pub fn reserve(&self, bytes: u64) -> FsResult<SpaceReservation> {
-        let mut state = self.inner.state.borrow_mut();
-        if state.free.saturating_sub(state.reserved) < bytes {
-            return Err(FsError::NoSpace);
-        }
-        state.reserved += bytes;
-        Ok(SpaceReservation { owner: self.inner.clone(), bytes })
+    /// Stops background work, so that nothing changes but by commits of the caller, until [`Engine::resume`].
+    pub async fn pause(&self) {
+        self.inner.paused.set(true);
+        self.inner.background_ended.until(|| (self.inner.busy.get() == 0).then_some(())).await;
     }
 
-    /// Allocates space for `data` (whole blocks) out of `reservation` and writes it there.
-    pub async fn write_data(
-        &self,
-        _kind: DataKind,
-        data: Buf,
-        reservation: &mut SpaceReservation,
-    ) -> FsResult<WrittenData> {
-        assert!(data.len().is_multiple_of(BLOCK_SIZE), "data is written in whole blocks");
-        assert!(reservation.bytes >= data.len() as u64, "data is written from a reservation that covers it");
-        let mut state = self.inner.state.borrow_mut();
-        reservation.bytes -= data.len() as u64;
-        state.reserved -= data.len() as u64;
-        state.free -= data.len() as u64;
-        let offset = state.place(&data);
-        let place = Placed { device: 0, generation: 0, offset, len: data.len() as u32 };
-        Ok(WrittenData { places: alloc::vec![place], dep: DataDep })
-    }
-
-    /// Reads `len` bytes at `place.offset + skip` (whole blocks) as they are on the device; the caller verifies them.
-    ///
-    /// The place must come from a key read *in the same synchronous step* as this call: from the call on the bucket
-    /// is protected against reuse until the read ends.
-    pub async fn read_data(&self, place: Placed, skip: u32, len: u32) -> FsResult<Buf> {
-        assert!(skip + len <= place.len, "a read lies within its extent");
-        self.inner.state.borrow().fetch(place.offset, skip as usize, len as usize)
-    }
-
-    /// Space of the pool.
-    pub fn space(&self) -> Space {
-        let state = self.inner.state.borrow();
-        Space { total: state.total, free: state.free, available: state.free - state.reserved }
+    /// Lets background work go on.
+    pub fn resume(&self) {
+        self.inner.paused.set(false);
+        self.inner.cleaner_wanted.notify();
+        self.inner.buckets_changed.notify();
     }
 
     /// What the pool is.
     pub fn pool(&self) -> &PoolInfo {
-        &self.inner.pool
+        &self.inner.info
     }
 
     /// The world it runs in.
     pub fn platform(&self) -> &Platform {
         &self.inner.platform
     }
+}
 
-    /// An engine without a disk, for tests of what is above it: nothing survives it.
-    pub fn in_memory(platform: Platform, total: u64) -> Engine {
-        let pool = PoolInfo { pool_id: [7; 16], handle_key: [9; 16], boot_epoch: 1 };
-        let state = RefCell::new(memory::State::new(total));
-        Engine { inner: Rc::new(Inner { platform, pool, state }) }
+impl core::fmt::Display for Engine {
+    /// What keeps the journal, the nodes and the buckets busy: for people who look for a reason.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let inner = &self.inner;
+        let (pressure, fill) = (inner.journal.pressure(), inner.journal.fill_permille());
+        writeln!(
+            f,
+            "journal: newest {} flushed {} oldest pin {:?} {pressure:?} {fill} per mille",
+            inner.newest.get(),
+            inner.journal.flushed_seq(),
+            inner.journal.oldest_pin()
+        )?;
+        let state = inner.state.borrow();
+        write!(f, "{}{}", state.table, state.buckets)
     }
+}
+
+impl Inner {
+    /// Fails once the engine has stopped.
+    pub(crate) fn check_running(&self) -> FsResult<()> {
+        match self.stopped.get() {
+            Some(e) => Err(e),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses everything from now on: state on disk stays as of the last durable commit.
+    pub(crate) fn stop(&self, why: &str) {
+        if self.stopped.replace(Some(FsError::Stopped)).is_none() {
+            error!("fs", "the pool stops and takes no more changes: {why}");
+            self.written_back.notify();
+            self.buckets_changed.notify();
+            self.cleaner_wanted.notify();
+        }
+    }
+
+    /// The entry that the next commit will at the earliest be in is the one after this.
+    pub(crate) fn newest_seq(&self) -> journal::Seq {
+        self.newest.get()
+    }
+
+    /// Waits until everything up to `seq` is on media.
+    pub(crate) async fn make_durable(&self, seq: journal::Seq) -> FsResult<()> {
+        self.journal.durable(seq).await.map(|_| ()).map_err(journal_error)
+    }
+
+    /// Memory for a run that is about to be written. Write-back must not fail for want of memory: freeing it depends on it.
+    pub(crate) fn run_buffer(&self, bytes: usize) -> Buf {
+        Buf::zeroed(bytes).expect("memory for write-back is reserved in the budget")
+    }
+
+    /// Commits derived updates; `propose` gives the proposal and the state change of a bucket that goes with it.
+    pub(crate) async fn commit_derived(
+        &self,
+        watermark: JournalClass,
+        mut propose: impl FnMut(
+            &State,
+        ) -> Result<
+            Option<(commit::Proposal, crate::space::triggers::Transition)>,
+            commit::Obstacle,
+        >,
+    ) -> FsResult<bool> {
+        let done = self
+            .commit(watermark, &mut propose, |state, step, _, transition| {
+                if step == commit::Step::After {
+                    let State { table, buckets } = state;
+                    buckets.committed(table, core::slice::from_ref(transition));
+                }
+            })
+            .await?;
+        Ok(done.is_some())
+    }
+}
+
+/// What a journal's failure is to callers.
+pub(crate) fn journal_error(e: JournalError) -> FsError {
+    error!("fs", "journal: {e}");
+    FsError::DeviceWrite
 }

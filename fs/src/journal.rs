@@ -397,6 +397,11 @@ impl Journal {
         self.state.borrow().fill_permille()
     }
 
+    /// Bytes that the journal can hold: the tighter of its ring and the bound on what is not written back.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.state.borrow().capacity_bytes()
+    }
+
     /// Publishes the tail now, so that a mount after this has as little as possible to read.
     pub async fn publish_tail(&self) -> Result<(), JournalError> {
         self.durable(Seq(u64::MAX)).await?;

@@ -10,10 +10,13 @@
 //! | [`journal`] | what makes a commit durable |
 //! | [`superblock`] | what a disk is, which disks make a pool |
 //! | [`device`] | the pool's devices: commands, flushes, what is durable |
+//! | `btree` | B-trees in memory and on disk |
+//! | `space` | buckets: triggers, claims, discards |
 //! | [`filesystem`] | [`Filesystem`]: the façade's implementation, from the three rooms below |
 //! | `namespace` | inodes, directories, extended attributes: bodies of transactions |
 //! | `extent` | a file's bytes as keys |
 //! | `cache` | pages in memory, clean and dirty |
+//! | [`repair`] | fsck |
 //! | [`access`] | POSIX permission rules, as pure functions |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -23,6 +26,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod access;
+mod btree;
 mod cache;
 pub mod device;
 pub mod engine;
@@ -30,6 +34,8 @@ mod extent;
 pub mod filesystem;
 pub mod journal;
 mod namespace;
+pub mod repair;
+mod space;
 pub mod superblock;
 pub mod tx;
 pub mod vfs;

@@ -1,10 +1,14 @@
 //! Transactions: read keys, queue updates, commit all or nothing.
 
-use crate::engine::{DataDep, Engine};
+use crate::btree::{self, Key, Miss, Table};
+use crate::engine::commit::{Obstacle, Proposal, Step};
+use crate::engine::{DataDep, Engine, State};
+use crate::journal::Class as JournalClass;
 use crate::vfs::{FsResult, Seq};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::ops::RangeInclusive;
 use moraine_format::{Pos, Tree};
 
@@ -16,6 +20,8 @@ pub type Value = Rc<[u8]>;
 pub enum Class {
     /// Everything users do that takes space.
     Normal,
+    /// Write-back of data whose space was reserved when it was accepted.
+    WriteBack,
     /// What frees space: unlink, truncate, punch, and their background steps. Works on a full pool.
     Delete,
 }
@@ -25,8 +31,10 @@ pub struct Tx {
     engine: Engine,
     class: Class,
     reads: Vec<Read>,
-    writes: BTreeMap<(Tree, Pos), Option<Value>>,
+    writes: BTreeMap<Key, Option<Value>>,
     deps: Vec<DataDep>,
+    /// A mark of when everything read was last known to be true.
+    checked: Cell<u64>,
 }
 
 /// Something read: within `range` the first (or last) key found was `found`.
@@ -37,7 +45,7 @@ struct Read {
     found: Option<(Pos, Value)>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     First,
     Last,
@@ -45,7 +53,8 @@ enum End {
 
 impl Tx {
     pub(crate) fn new(engine: Engine, class: Class) -> Tx {
-        Tx { engine, class, reads: Vec::new(), writes: BTreeMap::new(), deps: Vec::new() }
+        let checked = Cell::new(engine.inner.state.borrow().table.version());
+        Tx { engine, class, reads: Vec::new(), writes: BTreeMap::new(), deps: Vec::new(), checked }
     }
 
     /// The engine it runs on.
@@ -81,14 +90,14 @@ impl Tx {
     ) -> FsResult<Option<(Pos, Value)>> {
         let mut range = range;
         while !range.is_empty() {
-            let stored = self.look(tree, &range, end);
+            let stored = self.look(tree, &range, end).await?;
             self.reads.push(Read { tree, range: range.clone(), end, found: stored.clone() });
-            let mut queued = self.writes.range((tree, *range.start())..=(tree, *range.end()));
+            let mut queued = self.writes.range((tree, 0, *range.start())..=(tree, 0, *range.end()));
             let queued = match end {
                 End::First => queued.next(),
                 End::Last => queued.next_back(),
             };
-            let Some(((_, at), value)) = queued else { return Ok(stored) };
+            let Some(((_, _, at), value)) = queued else { return Ok(stored) };
             let nearer = stored.as_ref().is_none_or(|(pos, _)| match end {
                 End::First => at <= pos,
                 End::Last => at >= pos,
@@ -114,24 +123,30 @@ impl Tx {
         Ok(None)
     }
 
-    fn look(&self, tree: Tree, range: &RangeInclusive<Pos>, end: End) -> Option<(Pos, Value)> {
-        let state = self.engine.inner.state.borrow();
-        let mut keys = state.keys.range((tree, *range.start())..=(tree, *range.end()));
-        let found = match end {
-            End::First => keys.next(),
-            End::Last => keys.next_back(),
-        };
-        found.map(|((_, pos), value)| (*pos, value.clone()))
+    async fn look(
+        &self,
+        tree: Tree,
+        range: &RangeInclusive<Pos>,
+        end: End,
+    ) -> FsResult<Option<(Pos, Value)>> {
+        loop {
+            self.engine.inner.check_running()?;
+            let miss = match find(&self.engine.inner.state.borrow().table, tree, range, end) {
+                Ok(found) => return Ok(found.map(|(pos, value)| (pos, value.into()))),
+                Err(miss) => miss,
+            };
+            btree::load(&self.engine.inner, miss).await?;
+        }
     }
 
     /// Queues `value` for `pos`, replacing what is there.
     pub fn put(&mut self, tree: Tree, pos: Pos, value: impl Into<Value>) {
-        self.writes.insert((tree, pos), Some(value.into()));
+        self.writes.insert((tree, 0, pos), Some(value.into()));
     }
 
     /// Queues the removal of `pos`; removing what is not there is no error.
     pub fn delete(&mut self, tree: Tree, pos: Pos) {
-        self.writes.insert((tree, pos), None);
+        self.writes.insert((tree, 0, pos), None);
     }
 
     /// The commit refers to data written with this dependency.
@@ -141,22 +156,63 @@ impl Tx {
 
     /// Commits, or says `None` if something read has changed and the body must run again. The last step is synchronous.
     pub(crate) async fn finish<T>(self, result: FsResult<T>) -> FsResult<Option<(T, Seq)>> {
-        for read in &self.reads {
-            if self.look(read.tree, &read.range, read.end) != read.found {
+        let failed = result.is_err();
+        let watermark = match self.class {
+            Class::Normal => JournalClass::Normal,
+            Class::WriteBack => JournalClass::Delete,
+            Class::Delete => JournalClass::Delete,
+        };
+        let propose = |state: &State| -> Result<Option<(Proposal, ())>, Obstacle> {
+            if !self.still_true(&state.table)? {
                 return Ok(None);
             }
+            let updates = if failed { BTreeMap::new() } else { self.writes.clone() };
+            let takes_space = self.class == Class::Normal && !updates.is_empty();
+            Ok(Some((Proposal { updates, takes_space, ..Proposal::default() }, ())))
+        };
+        let inner = &self.engine.inner;
+        let committed = inner
+            .commit(watermark, propose, |_, step, _, _| {
+                if step == Step::Before && !failed {
+                    self.deps
+                        .iter()
+                        .flat_map(|d| d.0.deps.iter())
+                        .for_each(|dep| inner.journal.add_dependency(dep));
+                }
+            })
+            .await?;
+        match committed {
+            Some(((), seq)) => result.map(|value| Some((value, Seq(seq.0)))),
+            None => Ok(None),
         }
-        let value = result?;
-        let mut state = self.engine.inner.state.borrow_mut();
-        if !self.writes.is_empty() {
-            state.seq += 1;
-        }
-        for (at, value) in self.writes {
-            match value {
-                Some(value) => state.keys.insert(at, value),
-                None => state.keys.remove(&at),
+    }
+
+    /// Whether everything read would be read again.
+    fn still_true(&self, table: &Table) -> Result<bool, Miss> {
+        for read in self.reads.iter().filter(|r| table.changed(r.tree) > self.checked.get()) {
+            let now = find(table, read.tree, &read.range, read.end)?;
+            let same = match (&now, &read.found) {
+                (None, None) => true,
+                (Some((pos, value)), Some((was, then))) => pos == was && *value == &**then,
+                _ => false,
             };
+            if !same {
+                return Ok(false);
+            }
         }
-        Ok(Some((value, Seq(state.seq))))
+        self.checked.set(table.version());
+        Ok(true)
+    }
+}
+
+fn find<'t>(
+    table: &'t Table,
+    tree: Tree,
+    range: &RangeInclusive<Pos>,
+    end: End,
+) -> Result<Option<(Pos, &'t [u8])>, Miss> {
+    match end {
+        End::First => table.first(tree, 0, range),
+        End::Last => table.last(tree, 0, range),
     }
 }

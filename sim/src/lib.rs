@@ -37,4 +37,4 @@ pub mod world;
 
 pub use disk::{DiskConfig, DiskFaults, Image, SimDisk};
 pub use random::Random;
-pub use world::{Stall, World, WorldConfig};
+pub use world::{Ended, Stall, World, WorldConfig};

@@ -13,6 +13,7 @@
 //! | [`journal`] | journal entries and their items |
 //! | [`superblock`] | superblocks and members |
 //! | [`device_set`] | sets of members |
+//! | [`space`] | buckets, free ranges, backpointers, counters |
 //! | [`error`] | why bytes were refused |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -30,6 +31,7 @@ pub mod journal;
 pub mod key;
 pub mod node;
 pub mod record;
+pub mod space;
 pub mod superblock;
 pub mod text;
 pub mod xattr;

@@ -145,6 +145,10 @@ impl State {
         self.ring.available(largest).saturating_sub(open + debt + self.reserved_ring)
     }
 
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        self.ring.capacity().min(self.options.dirty_bytes_max)
+    }
+
     fn dirty_now(&self) -> u64 {
         let open = self.open.as_ref().map_or(0, |o| o.used + o.promised) as u64;
         self.dirty_bytes + open + self.reserved_items

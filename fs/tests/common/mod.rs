@@ -1,11 +1,13 @@
 //! Worlds with a filesystem in them, for tests of the façade.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
-use moraine_fs::engine::Engine;
+use moraine_fs::engine::{Budget, Engine, FormatOptions};
 use moraine_fs::filesystem::Options;
 use moraine_fs::vfs::*;
 use moraine_fs::{CacheBudget, Filesystem};
-use moraine_sim::{World, WorldConfig};
+use moraine_platform::BlockDevice;
+use moraine_sim::{DiskConfig, World, WorldConfig};
+use std::rc::Rc;
 
 /// A pool of this many bytes.
 pub const POOL_BYTES: u64 = 256 << 20;
@@ -26,7 +28,10 @@ impl Default for Shape {
 
 /// An engine without files.
 pub async fn engine(world: &World, shape: &Shape) -> Engine {
-    Engine::in_memory(world.platform(), shape.pool_bytes)
+    world.disk(shape.pool_bytes, DiskConfig::default());
+    let disks: Vec<Rc<dyn BlockDevice>> =
+        world.disks().into_iter().map(|d| d as Rc<dyn BlockDevice>).collect();
+    Engine::format(&world.platform(), &disks, &FormatOptions::default(), &Budget::default()).await.unwrap()
 }
 
 /// Makes a pool and opens it.
@@ -47,6 +52,7 @@ pub fn run<T>(seed: u64, shape: Shape, test: impl AsyncFnOnce(&World, Filesystem
         let fs = fresh(&world, shape).await;
         let result = test(&world, fs.clone()).await;
         fs.shutdown().await.unwrap();
+        fs.engine().unmount().await.unwrap();
         result
     })
 }

@@ -1,0 +1,458 @@
+//! Writing nodes back: append what changed, or rewrite into one or several new nodes when there is no room.
+//!
+//! In this order, for a batch of nodes at a time: take what changed (synchronous) → write runs and new nodes → one flush
+//! that covers them → commit the pointers → once that commit is durable the journal may let go of the entries which
+//! held the changes. A pointer commit therefore never refers to anything that is not on media, and adds nothing that
+//! somebody's sync would have to wait for.
+//!
+//! The nodes keep taking updates all the while; these are simply not part of what was taken.
+
+use super::node::Keys;
+use super::table::{Node, Table, keep_older};
+use super::view::Key;
+use crate::device::Deps;
+use crate::engine::commit::{Obstacle, Proposal, Step};
+use crate::engine::{Hold, Inner, Placed, State};
+use crate::journal::{Class as JournalClass, Pin};
+use crate::space::buckets::Writer;
+use crate::tx::Value;
+use crate::vfs::{FsError, FsResult};
+use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use moraine_format::journal::Seq;
+use moraine_format::node::{
+    NODE_BLOCK, NodeIdent, NodePlace, NodePointer, RunInfo, entry_bytes, run_bytes, write_run,
+};
+use moraine_format::{Pos, Tree};
+use moraine_platform::{Buf, Fua};
+use smallvec::smallvec;
+
+/// Nodes written back side by side.
+const BATCH_MAX: usize = 16;
+/// The most parts one node is rewritten into at a time.
+const PARTS_MAX: usize = 16;
+
+/// What is written for one node (or two that merge), and what then has to be committed.
+struct Plan {
+    tree: Tree,
+    level: u8,
+    /// Nodes that this writes back; more than one when they merge.
+    nodes: Vec<u64>,
+    /// Their positions taken, and the pins of these, to be put back should the write fail.
+    taken: Vec<(Vec<Pos>, Option<Pin>)>,
+    writes: Vec<(Placed, u64, Buf)>,
+    outcome: Outcome,
+    _holds: Vec<Hold>,
+}
+
+enum Outcome {
+    Append(NodeIdent, NodePointer),
+    Rewrite {
+        olds: Vec<NodeIdent>,
+        parts: Vec<(NodeIdent, NodePointer)>,
+        root: Option<(NodeIdent, NodePointer)>,
+    },
+}
+
+/// How a node will be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Append,
+    /// This many new nodes.
+    Rewrite(usize),
+}
+
+/// The nodes with the oldest changes, oldest first.
+pub(crate) fn oldest_dirty(table: &Table, count: usize) -> Vec<u64> {
+    let mut dirty: Vec<(u64, u64)> = table
+        .nodes()
+        .filter(|n| n.is_dirty() && !n.writing)
+        .map(|n| (n.pin.as_ref().map_or(0, |p| p.seq().0), n.ident.node))
+        .collect();
+    dirty.sort_unstable();
+    dirty.truncate(count);
+    dirty.into_iter().map(|(_, id)| id).collect()
+}
+
+/// Nodes too large for their place on disk.
+pub(crate) fn oversize(table: &Table, count: usize) -> Vec<u64> {
+    let large = |n: &&Node| n.is_dirty() && !n.writing && parts_for(table, &n.keys) > 1;
+    table.nodes().filter(large).take(count).map(|n| n.ident.node).collect()
+}
+
+/// Writes back a batch of nodes. Those that are clean by now, or being written, are left alone.
+pub(crate) async fn write_back(engine: &Rc<Inner>, nodes: &[u64]) -> FsResult<usize> {
+    let mut plans = Vec::new();
+    for id in nodes.iter().take(BATCH_MAX) {
+        match plan(engine, *id).await {
+            Ok(Some(plan)) => plans.push(plan),
+            Ok(None) => {}
+            Err(e) if plans.is_empty() => return Err(e),
+            Err(_) => break,
+        }
+    }
+    if plans.is_empty() {
+        return Ok(0);
+    }
+    let written = put_on_media(engine, &mut plans).await;
+    let count = plans.len();
+    let mut result = written;
+    for plan in plans {
+        let committed = match result {
+            Ok(()) => commit(engine, &plan).await,
+            Err(e) => Err(e),
+        };
+        match committed {
+            Ok(seq) => {
+                plan.taken.into_iter().filter_map(|(_, pin)| pin).for_each(|pin| pin.release_after(seq))
+            }
+            Err(e) => {
+                give_back(&mut engine.state.borrow_mut().table, &plan.nodes, plan.taken);
+                result = Err(e);
+            }
+        }
+    }
+    engine.state.borrow_mut().table.count_dirty();
+    engine.written_back.notify();
+    result.map(|()| count)
+}
+
+/// Writes the plans' runs side by side and flushes them.
+async fn put_on_media(engine: &Inner, plans: &mut [Plan]) -> FsResult<()> {
+    let mut under_way = Vec::new();
+    for plan in plans {
+        for (place, skip, buf) in plan.writes.drain(..) {
+            under_way.push(engine.devices.write(place.device, place.offset + skip, buf, Fua::No));
+        }
+    }
+    let results = futures_util::future::join_all(under_way).await;
+    let deps: Result<Deps, _> = results.into_iter().map(|(_, result)| result).collect();
+    let deps = deps.map_err(|_| FsError::DeviceWrite)?;
+    engine.devices.flush_covering(&deps).await.map_err(|_| FsError::DeviceWrite)
+}
+
+/// Makes nodes dirty again whose write came to nothing.
+fn give_back(table: &mut Table, nodes: &[u64], taken: Vec<(Vec<Pos>, Option<Pin>)>) {
+    for (id, (positions, pin)) in nodes.iter().zip(taken) {
+        if let Some(node) = table.node_mut(*id) {
+            node.writing = false;
+            node.changed.extend(positions);
+            if let Some(pin) = pin {
+                keep_older(&mut node.pin, pin);
+            }
+        }
+    }
+}
+
+/// How many nodes the keys should be on disk.
+fn parts_for(table: &Table, keys: &Keys) -> usize {
+    let target = table.node_bytes * 5 / 8;
+    if run_bytes(keys.live_bytes()) <= table.node_bytes * 7 / 8 && keys.len() <= table.keys_max {
+        return 1;
+    }
+    let by_bytes = keys.live_bytes().div_ceil(target);
+    let by_keys = keys.len().div_ceil((table.keys_max * 2 / 3).max(2));
+    by_bytes.max(by_keys).clamp(2, PARTS_MAX)
+}
+
+fn shape(table: &Table, node: &Node) -> Shape {
+    let parts = parts_for(table, &node.keys);
+    if parts > 1 {
+        return Shape::Rewrite(parts);
+    }
+    let Some(pointer) = &node.pointer else { return Shape::Rewrite(1) };
+    let written = pointer.blocks_written as usize * NODE_BLOCK;
+    let room = written + run_bytes(changed_bytes(node)) <= table.node_bytes;
+    // A run of mostly outdated entries costs every later read; rewriting takes a new place once in a while.
+    if room && pointer.runs < u16::MAX { Shape::Append } else { Shape::Rewrite(1) }
+}
+
+fn changed_bytes(node: &Node) -> usize {
+    // An upper bound: positions may repeat.
+    node.changed.iter().map(|p| entry_bytes(node.keys.get(*p).map_or(0, |v| v.len()))).sum()
+}
+
+/// Decides how a node is written, gets the space, and takes what changed.
+async fn plan(engine: &Rc<Inner>, id: u64) -> FsResult<Option<Plan>> {
+    let mut holds: Vec<(Hold, Placed)> = Vec::new();
+    loop {
+        // Outlives the borrow of the state, which releasing a hold needs.
+        let _spare;
+        let wanted = {
+            let mut state = engine.state.borrow_mut();
+            let table = &mut state.table;
+            let Some(node) = table.node_mut(id) else { return Ok(None) };
+            if node.writing || !node.is_dirty() {
+                return Ok(None);
+            }
+            node.changed.sort_unstable();
+            node.changed.dedup();
+            let Some(node) = table.get_node(id) else { return Ok(None) };
+            let shape = shape(table, node);
+            let is_root = table.root(node.ident.tree).node == id;
+            let sibling = if is_root || shape != Shape::Rewrite(1) { None } else { sibling(table, node) };
+            match shape {
+                Shape::Append => return Ok(Some(append(engine, table, id))),
+                Shape::Rewrite(parts) => {
+                    let needed = parts + usize::from(is_root && parts > 1);
+                    if holds.len() >= needed {
+                        _spare = holds.split_off(needed);
+                        return Ok(Some(rewrite(engine, table, id, sibling, parts, holds)));
+                    }
+                    needed
+                }
+            }
+        };
+        while holds.len() < wanted {
+            let node_bytes = engine.state.borrow().table.node_bytes as u64;
+            holds.push(engine.carve(Writer::Nodes, node_bytes).await?);
+        }
+    }
+}
+
+/// A neighbour below the same parent that this node could merge with.
+fn sibling(table: &Table, node: &Node) -> Option<u64> {
+    let small =
+        |n: &Node| n.keys.live_bytes() < table.node_bytes / 4 && n.keys.len() < (table.keys_max / 3).max(2);
+    if !small(node) {
+        return None;
+    }
+    let NodeIdent { tree, level, min, max, .. } = node.ident;
+    let fits = |id: u64| {
+        let other = table.get_node(id)?;
+        let together = node.keys.live_bytes() + other.keys.live_bytes();
+        let count = node.keys.len() + other.keys.len();
+        let good = !other.writing
+            && other.pointer.is_some()
+            && together < table.node_bytes / 2
+            && count <= (table.keys_max * 2 / 3).max(2);
+        good.then_some(id)
+    };
+    let parent = table.locate(tree, level + 1, max).ok()?;
+    if let Some(next) = max.successor().filter(|p| *p <= parent.ident.max)
+        && let Some((_, value)) = parent.keys.first_from(next)
+        && let Some(id) = NodePointer::node_of(value).and_then(fits)
+    {
+        return Some(id);
+    }
+    let before = min.predecessor().filter(|p| *p >= parent.ident.min)?;
+    let (_, value) = parent.keys.last_to(before)?;
+    NodePointer::node_of(value).and_then(fits)
+}
+
+fn append(engine: &Inner, table: &mut Table, id: u64) -> Plan {
+    let seq = engine.journal.open_seq().0;
+    let node = table.node_mut(id).expect("planned in the same step");
+    let positions = core::mem::take(&mut node.changed);
+    let pin = node.pin.take();
+    node.writing = true;
+    let old = node.pointer.clone().expect("an append extends a written node");
+    let entries = positions.iter().map(|p| (*p, node.keys.get(*p)));
+    let size = run_bytes(entries.clone().map(|(_, v)| entry_bytes(v.map_or(0, |v| v.len()))).sum());
+    let mut buf = engine.run_buffer(size);
+    let info = RunInfo { index: old.runs, epoch: engine.epoch, seq, previous: old.last_hash };
+    let last_hash = write_run(&mut buf, engine.pool_tag, &node.ident, &info, entries);
+    let skip = old.blocks_written as u64 * NODE_BLOCK as u64;
+    let place = old.places[0];
+    let place = Placed { device: place.device, generation: place.generation, offset: place.offset, len: 0 };
+    let pointer = NodePointer {
+        blocks_written: old.blocks_written + (size / NODE_BLOCK) as u32,
+        runs: old.runs + 1,
+        last_hash,
+        ..old
+    };
+    Plan {
+        tree: node.ident.tree,
+        level: node.ident.level,
+        nodes: alloc::vec![id],
+        taken: alloc::vec![(positions, pin)],
+        writes: alloc::vec![(place, skip, buf)],
+        outcome: Outcome::Append(node.ident, pointer),
+        _holds: Vec::new(),
+    }
+}
+
+fn rewrite(
+    engine: &Inner,
+    table: &mut Table,
+    id: u64,
+    sibling: Option<u64>,
+    parts: usize,
+    holds: Vec<(Hold, Placed)>,
+) -> Plan {
+    let seq = engine.journal.open_seq().0;
+    let mut nodes = alloc::vec![id];
+    nodes.extend(sibling);
+    nodes.sort_by_key(|id| table.get_node(*id).map(|n| n.ident.min));
+    let olds: Vec<NodeIdent> = nodes.iter().map(|id| table.get_node(*id).expect("resident").ident).collect();
+    let (first, last) = (olds[0], olds[olds.len() - 1]);
+    assert!(first.max.successor() == Some(last.min) || olds.len() == 1, "nodes that merge are neighbours");
+    let cuts = if parts > 1 { table.get_node(id).expect("resident").keys.cuts(parts) } else { Vec::new() };
+    let mut bounds: Vec<(Pos, Pos)> = Vec::new();
+    let mut min = first.min;
+    for cut in cuts {
+        bounds.push((min, cut));
+        min = cut.successor().expect("a cut is not the last position");
+    }
+    bounds.push((min, last.max));
+    let is_root = table.root(first.tree).node == id;
+    let mut holds = holds.into_iter();
+    let (mut writes, mut new, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    for (min, max) in &bounds {
+        let ident = NodeIdent { node: table.new_node_id(), min: *min, max: *max, ..first };
+        let (hold, place) = holds.next().expect("space for each part was carved");
+        let entries = || {
+            nodes
+                .iter()
+                .flat_map(|id| table.get_node(*id).expect("resident").keys.iter_from(*min))
+                .take_while(|(p, _)| p <= max)
+        };
+        let size = run_bytes(entries().map(|(_, v)| entry_bytes(v.len())).sum());
+        assert!(size <= table.node_bytes, "a part of a split fits a node");
+        let mut buf = engine.run_buffer(size);
+        let info = RunInfo { index: 0, epoch: engine.epoch, seq, previous: 0 };
+        let entries = entries().map(|(p, v)| (p, Some(v)));
+        let last_hash = write_run(&mut buf, engine.pool_tag, &ident, &info, entries);
+        new.push((ident, pointer_to(&ident, &place, size, last_hash)));
+        writes.push((place, 0, buf));
+        kept.push(hold);
+    }
+    let root = (is_root && new.len() > 1).then(|| {
+        let ident = NodeIdent {
+            node: table.new_node_id(),
+            level: first.level + 1,
+            min: Pos::MIN,
+            max: Pos::MAX,
+            ..first
+        };
+        let (hold, place) = holds.next().expect("space for the root was carved");
+        let children: Vec<(Pos, Vec<u8>)> = new.iter().map(|(i, p)| (i.max, p.to_bytes())).collect();
+        let size = run_bytes(children.iter().map(|(_, v)| entry_bytes(v.len())).sum());
+        let mut buf = engine.run_buffer(size);
+        let info = RunInfo { index: 0, epoch: engine.epoch, seq, previous: 0 };
+        let entries = children.iter().map(|(p, v)| (*p, Some(v.as_slice())));
+        let last_hash = write_run(&mut buf, engine.pool_tag, &ident, &info, entries);
+        writes.push((place, 0, buf));
+        kept.push(hold);
+        (ident, pointer_to(&ident, &place, size, last_hash))
+    });
+    let taken = nodes
+        .iter()
+        .map(|id| {
+            let node = table.node_mut(*id).expect("resident");
+            node.writing = true;
+            (core::mem::take(&mut node.changed), node.pin.take())
+        })
+        .collect();
+    // Keys may not divide into as many parts as they should; what is left over is released with the plan.
+    kept.extend(holds.map(|(hold, _)| hold));
+    let outcome = Outcome::Rewrite { olds, parts: new, root };
+    Plan { tree: first.tree, level: first.level, nodes, taken, writes, outcome, _holds: kept }
+}
+
+fn pointer_to(ident: &NodeIdent, place: &Placed, size: usize, last_hash: u64) -> NodePointer {
+    NodePointer {
+        node: ident.node,
+        level: ident.level,
+        blocks_written: (size / NODE_BLOCK) as u32,
+        runs: 1,
+        last_hash,
+        min: ident.min,
+        places: smallvec![NodePlace {
+            device: place.device,
+            generation: place.generation,
+            offset: place.offset
+        }],
+    }
+}
+
+/// Makes what was written reachable.
+async fn commit(engine: &Rc<Inner>, plan: &Plan) -> FsResult<Seq> {
+    let is_root = |state: &State, id: u64| state.table.root(plan.tree).node == id;
+    let propose = |state: &State| -> Result<Option<(Proposal, ())>, Obstacle> {
+        let mut updates: BTreeMap<Key, Option<Value>> = BTreeMap::new();
+        let mut roots = Vec::new();
+        let parent = plan.level + 1;
+        match &plan.outcome {
+            Outcome::Append(ident, pointer) if is_root(state, ident.node) => {
+                roots.push((plan.tree, pointer.clone()))
+            }
+            Outcome::Append(ident, pointer) => {
+                updates.insert((plan.tree, parent, ident.max), Some(pointer.to_bytes().into()));
+            }
+            Outcome::Rewrite { olds, parts, root } => {
+                let old_root = is_root(state, olds[0].node);
+                for old in olds.iter().filter(|_| !old_root) {
+                    updates.insert((plan.tree, parent, old.max), None);
+                }
+                if old_root && root.is_none() {
+                    roots.push((plan.tree, parts[0].1.clone()));
+                } else {
+                    for (ident, pointer) in parts {
+                        updates.insert((plan.tree, parent, ident.max), Some(pointer.to_bytes().into()));
+                    }
+                }
+                if let Some((_, pointer)) = root {
+                    roots.push((plan.tree, pointer.clone()));
+                }
+            }
+        }
+        Ok(Some((Proposal { updates, roots, takes_space: false }, ())))
+    };
+    let around = |state: &mut State, step: Step, seq, _: &()| match (step, &plan.outcome) {
+        (Step::Before, Outcome::Rewrite { root: Some((ident, pointer)), .. }) => {
+            state.table.insert(Node::new(*ident, Keys::default(), Some(pointer.clone())));
+            let root = state.table.root_mut(plan.tree);
+            root.node = ident.node;
+            root.level = ident.level;
+        }
+        (Step::Before, _) => {}
+        (Step::After, Outcome::Append(ident, pointer)) => {
+            let node = state.table.node_mut(ident.node).expect("a node being written stays in memory");
+            node.pointer = Some(pointer.clone());
+            node.writing = false;
+        }
+        (Step::After, Outcome::Rewrite { olds, parts, root }) => {
+            replace(state, olds, parts);
+            if let Some((ident, _)) = root {
+                // Its image on disk already holds the children that were just applied to it.
+                let node = state.table.node_mut(ident.node).expect("inserted in this commit");
+                node.changed.clear();
+                if let Some(pin) = node.pin.take() {
+                    pin.release_after(seq);
+                }
+            } else if state.table.root(plan.tree).node == olds[0].node {
+                state.table.root_mut(plan.tree).node = parts[0].0.node;
+            }
+        }
+    };
+    let (_, seq) = engine
+        .commit(JournalClass::Interior, propose, around)
+        .await?
+        .expect("a write-back always proposes something");
+    Ok(seq)
+}
+
+/// Replaces nodes by the ones they were rewritten into, with what changed since as their changes.
+fn replace(state: &mut State, olds: &[NodeIdent], parts: &[(NodeIdent, NodePointer)]) {
+    let old: Vec<_> = olds
+        .iter()
+        .map(|ident| state.table.remove(ident.node).expect("a node being written stays in memory"))
+        .collect();
+    for (ident, pointer) in parts {
+        let inside = |pos: &Pos| ident.min <= *pos && *pos <= ident.max;
+        let entries =
+            old.iter().flat_map(|n| n.keys.iter_from(ident.min)).take_while(|(p, _)| *p <= ident.max);
+        let mut node = Node::new(*ident, Keys::from_sorted(entries), Some(pointer.clone()));
+        for n in &old {
+            let before = node.changed.len();
+            node.changed.extend(n.changed.iter().filter(|p| inside(p)));
+            if let (true, Some(pin)) = (node.changed.len() > before, &n.pin) {
+                keep_older(&mut node.pin, state.table.pin(pin.seq()));
+            }
+        }
+        state.table.insert(node);
+    }
+    old.into_iter().filter_map(|node| node.pin).for_each(Pin::release);
+}

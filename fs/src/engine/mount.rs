@@ -1,0 +1,264 @@
+//! Recovery: from superblocks and journal to a running engine, and back.
+
+use super::{Engine, Inner, State, cleaner};
+use crate::btree::{self, Pending, Table};
+use crate::journal::{
+    self, Class as JournalClass, History, Item, ItemKind, Journal, JournalError, RecoverError,
+};
+use crate::space::{Buckets, Geometry};
+use crate::superblock::Superblocks;
+use crate::vfs::{FsError, FsResult, PoolInfo};
+use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::ops::Range;
+use moraine_format::node::NodePointer;
+use moraine_format::space::{DeviceUsage, bucket_pos, free_range_value};
+use moraine_format::superblock::Member;
+use moraine_format::{FormatError, Pos, Tree};
+use moraine_platform::sync::Event;
+use moraine_platform::{Platform, info};
+
+/// The most keys a node may have when nothing else is asked for: more than fit.
+const KEYS_MAX: usize = 1 << 20;
+/// Node ids handed out in one mount at most: the rest of the number is the mount's epoch, so none is ever used twice.
+const NODE_IDS_PER_MOUNT_BITS: u32 = 36;
+
+/// Memory of an engine, and bounds that tests make small.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Bytes for nodes in memory. Dirty ones may exceed it for a while.
+    pub node_cache_bytes: usize,
+    /// The most keys of a node; tests force deep trees with it.
+    pub node_keys_max: usize,
+    /// Bounds of the journal.
+    pub journal: journal::Options,
+}
+
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget { node_cache_bytes: 20 << 20, node_keys_max: KEYS_MAX, journal: journal::Options::default() }
+    }
+}
+
+/// Why what the journal or a tree holds cannot be mounted.
+#[derive(Debug)]
+pub enum RunError {
+    /// The journal cannot be recovered.
+    Recover(RecoverError),
+    /// A journal item or a key that mounting needs makes no sense.
+    Format(Tree, FormatError),
+    /// Something could not be read or committed.
+    Fs(FsError),
+}
+
+impl core::fmt::Display for RunError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            RunError::Recover(e) => write!(f, "journal: {e}"),
+            RunError::Format(tree, e) => write!(f, "tree {}: {e}: run fsck", tree.name()),
+            RunError::Fs(e) => e.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for RunError {}
+
+impl From<FsError> for RunError {
+    fn from(e: FsError) -> RunError {
+        RunError::Fs(e)
+    }
+}
+
+impl Geometry {
+    fn of(member: &Member) -> Geometry {
+        let journal: u64 = member.journal.iter().map(|r| r.count).sum();
+        Geometry {
+            bucket_bytes: member.bucket_bytes as u64,
+            buckets: member.first_bucket + member.bucket_count,
+            usable: member.bucket_count - journal,
+        }
+    }
+}
+
+/// The buckets of a member that can hold data and nodes.
+fn usable_ranges(member: &Member) -> Vec<Range<u64>> {
+    let end = member.first_bucket + member.bucket_count;
+    let mut journal: Vec<_> = member.journal.iter().map(|r| r.first..r.first + r.count).collect();
+    journal.sort_by_key(|r| r.start);
+    let mut from = member.first_bucket;
+    let mut ranges = Vec::new();
+    for taken in journal.into_iter().chain(core::iter::once(end..end)) {
+        if from < taken.start {
+            ranges.push(from..taken.start);
+        }
+        from = taken.end;
+    }
+    ranges
+}
+
+impl Engine {
+    /// Starts the engine of a pool. Its superblock is on media with this mount's epoch.
+    pub(crate) async fn run(
+        platform: &Platform,
+        superblocks: Superblocks,
+        budget: &Budget,
+    ) -> Result<Engine, RunError> {
+        let began = platform.clock.now();
+        let devices = &superblocks.devices().clone();
+        let superblock = &superblocks.current();
+        let history = journal::read_history(devices, superblock).await.map_err(RunError::Recover)?;
+        let (journal, kept) = Journal::start(platform, devices, superblock, &history, budget.journal)
+            .await
+            .map_err(RunError::Recover)?;
+        let next_node = superblock.mount_epoch << NODE_IDS_PER_MOUNT_BITS;
+        let node_bytes = superblock.node_bytes as usize;
+        let mut table =
+            Table::new(journal.clone(), node_bytes, budget.node_keys_max, budget.node_cache_bytes, next_node);
+        let items = lay_over(&mut table, &history)?;
+        if !table.overlay.is_empty() {
+            table.overlay_pin = Some(journal.pin(history.tail()));
+        }
+        kept.release();
+        let geometry: Vec<Geometry> = superblock.members.iter().map(Geometry::of).collect();
+        let newest = Cell::new(history.end());
+        let info = PoolInfo {
+            pool_id: superblock.pool_id,
+            handle_key: superblock.handle_key,
+            boot_epoch: superblock.mount_epoch,
+        };
+        let inner = Rc::new(Inner {
+            platform: platform.clone(),
+            info,
+            superblocks,
+            pool_tag: superblock.pool_tag(),
+            epoch: superblock.mount_epoch,
+            usable: superblock.members.iter().map(usable_ranges).collect(),
+            state: RefCell::new(State { table, buckets: Buckets::new(&geometry) }),
+            geometry,
+            devices: devices.clone(),
+            journal,
+            newest,
+            loading: RefCell::default(),
+            written_back: Event::new(),
+            cleaner_wanted: Event::new(),
+            buckets_changed: Event::new(),
+            stopped: Cell::new(None),
+            closing: Cell::new(false),
+            paused: Cell::new(false),
+            busy: Cell::new(0),
+            background: Cell::new(0),
+            background_ended: Event::new(),
+        });
+        let weak = Rc::downgrade(&inner);
+        inner.journal.on_failure(move |e: JournalError| {
+            if let Some(inner) = weak.upgrade() {
+                inner.stop(&alloc::format!("{e}"));
+            }
+        });
+        inner.read_usage().await?;
+        cleaner::start(&inner);
+        let took = platform.clock.now().since(began);
+        info!(
+            "fs",
+            "mounted: {} journal entries with {items} items replayed up to seq {} in {} ms",
+            history.entries.len(),
+            history.end(),
+            took.as_millis()
+        );
+        Ok(Engine { inner })
+    }
+
+    /// Writes the first keys of a new pool: its free space.
+    pub(crate) async fn initialise(&self) -> FsResult<()> {
+        let mut updates = BTreeMap::new();
+        for (device, ranges) in self.inner.usable.iter().enumerate() {
+            for r in ranges {
+                let key = (Tree::Freespace, 0, bucket_pos(device as u8, r.end - 1));
+                updates.insert(key, Some(free_range_value(r.start).as_slice().into()));
+            }
+        }
+        let propose = |_: &State| {
+            let proposal = super::commit::Proposal { updates: updates.clone(), ..Default::default() };
+            Ok(Some((proposal, ())))
+        };
+        self.inner.commit(JournalClass::Interior, propose, |_, _, _, _| ()).await?;
+        Ok(())
+    }
+
+    /// Ends all background work, writes everything back and makes it durable. The engine takes no more commits.
+    pub(crate) async fn halt(&self) -> FsResult<()> {
+        let inner = &self.inner;
+        inner.closing.set(true);
+        inner.cleaner_wanted.notify();
+        inner.buckets_changed.notify();
+        inner.background_ended.until(|| (inner.background.get() == 0).then_some(())).await;
+        let result = match inner.check_running() {
+            Ok(()) => cleaner::clean_all(inner).await,
+            Err(e) => Err(e),
+        };
+        inner.stopped.set(Some(FsError::ShuttingDown));
+        let durable = inner.journal.publish_tail().await.map_err(super::journal_error);
+        let ended = inner.journal.shut_down().await.map(|_| ()).map_err(super::journal_error);
+        result.and(durable).and(ended)
+    }
+}
+
+/// Puts what the journal holds over the trees; returns how many keys.
+fn lay_over(table: &mut Table, history: &History) -> Result<usize, RunError> {
+    for (seq, item) in history.roots() {
+        let Some(tree) = Tree::from_id(item.tree) else { continue };
+        let pointer = NodePointer::parse(item.value).map_err(|e| RunError::Format(tree, e))?;
+        table.set_recovered_root(tree, pointer, seq);
+    }
+    for (seq, item) in history.items() {
+        let Item { kind, tree, level, pos, value, .. } = item;
+        let value = match kind {
+            ItemKind::Put => Some(value.into()),
+            ItemKind::Delete => None,
+            _ => continue,
+        };
+        let Some(tree) = Tree::from_id(tree) else { continue };
+        table.overlay.insert((tree, level, pos), Pending { value, seq });
+    }
+    // What was said of levels that a tree no longer has is history.
+    let tops: Vec<u8> = Tree::ALL.iter().map(|t| table.root(*t).level).collect();
+    table.overlay.retain(|(tree, level, _), _| *level <= tops[*tree as usize]);
+    let items = table.overlay.len();
+    for tree in Tree::ALL {
+        table.fold_resident_root(*tree);
+    }
+    Ok(items)
+}
+
+impl Inner {
+    /// Reads the counters that allocation goes by.
+    async fn read_usage(&self) -> Result<(), RunError> {
+        for device in 0..self.geometry.len() as u8 {
+            let pos: Pos = DeviceUsage::pos(device);
+            loop {
+                let miss = {
+                    let State { table, buckets } = &mut *self.state.borrow_mut();
+                    match table.get(Tree::Accounting, 0, pos) {
+                        Ok(value) => {
+                            let usage = value.map(DeviceUsage::parse).transpose();
+                            let usage = usage.map_err(|e| RunError::Format(Tree::Accounting, e))?;
+                            buckets.set_usage(device, usage.unwrap_or_default());
+                            break;
+                        }
+                        Err(miss) => miss,
+                    }
+                };
+                btree::load(self, miss).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The buckets of each device that can hold data and nodes, as (first, end) ranges.
+    pub(crate) fn usable_ranges(&self) -> Vec<(u8, Vec<(u64, u64)>)> {
+        let of = |ranges: &Vec<Range<u64>>| ranges.iter().map(|r| (r.start, r.end)).collect();
+        self.usable.iter().enumerate().map(|(device, ranges)| (device as u8, of(ranges))).collect()
+    }
+}

@@ -1,0 +1,273 @@
+//! Space for data: promised, placed, written, read, and kept from reuse while somebody needs it.
+
+use super::{Engine, Inner};
+use crate::btree;
+use crate::device::Deps;
+use crate::space::buckets::{Short, Writer};
+use crate::space::discard;
+use crate::vfs::{FsError, FsResult};
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::future::Future;
+use core::pin::Pin;
+use moraine_platform::{BLOCK_SIZE, Buf, Fua, warn};
+
+/// A place on a device where data lies, as extent keys refer to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Device index in the pool.
+    pub device: u8,
+    /// Generation of the bucket when it was claimed.
+    pub generation: u32,
+    /// Byte offset on the device; a multiple of the block size.
+    pub offset: u64,
+    /// Bytes; a multiple of the block size. All of them lie in one bucket.
+    pub len: u32,
+}
+
+/// What kind of data is placed: each kind fills buckets of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataKind {
+    /// File content written by users.
+    User,
+    /// Content moved by background work.
+    Moved,
+}
+
+/// Space promised to a writer: allocation from it never answers `NoSpace`. What is not used goes back on drop.
+pub struct SpaceReservation {
+    owner: Rc<Inner>,
+    bytes: u64,
+}
+
+impl SpaceReservation {
+    /// Bytes left in it.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Splits `bytes` off into a reservation of their own; fewer if fewer are left.
+    pub fn split(&mut self, bytes: u64) -> SpaceReservation {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        SpaceReservation { owner: self.owner.clone(), bytes }
+    }
+
+    /// Adds another reservation to this one.
+    pub fn merge(&mut self, mut other: SpaceReservation) {
+        self.bytes += core::mem::take(&mut other.bytes);
+    }
+
+    fn consume(&mut self, bytes: u64) {
+        drop(self.split(bytes));
+    }
+}
+
+impl Drop for SpaceReservation {
+    fn drop(&mut self) {
+        self.owner.state.borrow_mut().buckets.reserved -= self.bytes;
+    }
+}
+
+/// New space being got.
+pub(crate) type Carving<'a> = Pin<Box<dyn Future<Output = FsResult<(Hold, Placed)>> + 'a>>;
+
+/// Data on a device, not yet referred to by a key. Hand `dep` to [`crate::tx::Tx::data_written`] in the transaction that
+/// inserts the extent keys: the commit is durable only after the data is.
+pub struct WrittenData {
+    /// Where it lies, in order of the data; more than one if it did not fit one bucket.
+    pub places: Vec<Placed>,
+    /// What a durable commit that refers to it must wait for. The space stays claimed while this or a clone lives.
+    pub dep: DataDep,
+}
+
+/// Data writes that a commit depends on.
+#[derive(Clone)]
+pub struct DataDep(pub(crate) Rc<DataDepInner>);
+
+pub(crate) struct DataDepInner {
+    pub(crate) deps: Deps,
+    _holds: Vec<Hold>,
+}
+
+/// Space of the pool in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    /// Usable for data and metadata.
+    pub total: u64,
+    /// Not in use.
+    pub free: u64,
+    /// Free and not reserved: what a writer can still get.
+    pub available: u64,
+}
+
+/// Keeps a bucket from being discarded and reused.
+pub(crate) struct Hold {
+    owner: Rc<Inner>,
+    device: u8,
+    bucket: u64,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.owner.state.borrow_mut().buckets.release(self.device, self.bucket);
+        self.owner.buckets_changed.notify();
+    }
+}
+
+impl Engine {
+    /// Promises `bytes` of space for data, or [`FsError::NoSpace`].
+    pub fn reserve(&self, bytes: u64) -> FsResult<SpaceReservation> {
+        let buckets = &mut self.inner.state.borrow_mut().buckets;
+        if buckets.available() < bytes {
+            return Err(FsError::NoSpace);
+        }
+        buckets.reserved += bytes;
+        Ok(SpaceReservation { owner: self.inner.clone(), bytes })
+    }
+
+    /// Allocates space for `data` (whole blocks) out of `reservation` and writes it there.
+    pub async fn write_data(
+        &self,
+        kind: DataKind,
+        data: Buf,
+        reservation: &mut SpaceReservation,
+    ) -> FsResult<WrittenData> {
+        assert!(data.len().is_multiple_of(BLOCK_SIZE), "data is written in whole blocks");
+        assert!(reservation.bytes >= data.len() as u64, "data is written from a reservation that covers it");
+        let inner = &self.inner;
+        let (mut holds, mut places) = (Vec::new(), Vec::new());
+        let mut left = data.len() as u64;
+        while left > 0 {
+            let (hold, place) = inner.carve(Writer::Data(kind), left).await?;
+            reservation.consume(place.len as u64);
+            left -= place.len as u64;
+            holds.push(hold);
+            places.push(place);
+        }
+        let mut deps = Deps::default();
+        let mut whole = Some(data);
+        let mut at = 0;
+        for place in &places {
+            let len = place.len as usize;
+            let piece = if places.len() == 1 {
+                whole.take().expect("a single piece is the whole")
+            } else {
+                let all = whole.as_ref().expect("pieces are copied from the whole");
+                Buf::copy_of(&all[at..at + len]).map_err(|_| FsError::NoMemory)?
+            };
+            at += len;
+            let (_, result) = inner.devices.write(place.device, place.offset, piece, Fua::No).await;
+            deps.add(result.map_err(|e| {
+                warn!("fs", "data write at {}:{}: {e}", place.device, place.offset);
+                FsError::DeviceWrite
+            })?);
+        }
+        Ok(WrittenData { places, dep: DataDep(Rc::new(DataDepInner { deps, _holds: holds })) })
+    }
+
+    /// Reads `len` bytes at `place.offset + skip` (whole blocks) as they are on the device; the caller verifies them.
+    ///
+    /// The place must come from a key read *in the same synchronous step* as this call: from the call on the bucket
+    /// is protected against reuse until the read ends.
+    pub fn read_data(
+        &self,
+        place: Placed,
+        skip: u32,
+        len: u32,
+    ) -> impl Future<Output = FsResult<Buf>> + use<> {
+        assert!(skip + len <= place.len, "a read lies within its extent");
+        let inner = self.inner.clone();
+        let hold = inner.hold_place(&place);
+        async move {
+            let _hold = hold?;
+            let buf = Buf::zeroed(len as usize).map_err(|_| FsError::NoMemory)?;
+            let (buf, result) = inner.devices.read(place.device, place.offset + skip as u64, buf).await;
+            match result {
+                Ok(()) => Ok(buf),
+                Err(e) => {
+                    warn!("fs", "data read at {}:{}: {e}", place.device, place.offset);
+                    Err(FsError::DeviceRead)
+                }
+            }
+        }
+    }
+
+    /// Space of the pool.
+    pub fn space(&self) -> Space {
+        let state = self.inner.state.borrow();
+        let (total, free) = state.buckets.totals();
+        Space { total, free, available: state.buckets.available().min(free) }
+    }
+}
+
+impl Inner {
+    /// Holds a bucket until the result is dropped.
+    pub(crate) fn hold(self: &Rc<Self>, device: u8, bucket: u64) -> Hold {
+        self.state.borrow_mut().buckets.hold(device, bucket);
+        Hold { owner: self.clone(), device, bucket }
+    }
+
+    fn hold_place(self: &Rc<Self>, place: &Placed) -> FsResult<Hold> {
+        let geometry = self.geometry.get(place.device as usize).ok_or(FsError::Corrupt)?;
+        let bucket = geometry.bucket_of(place.offset, place.len as u64).ok_or(FsError::Corrupt)?;
+        Ok(self.hold(place.device, bucket))
+    }
+
+    /// Gets up to `len` bytes of new space (all of them for nodes), waiting for buckets to be freed if need be.
+    pub(crate) fn carve<'a>(self: &'a Rc<Self>, writer: Writer, len: u64) -> Carving<'a> {
+        Box::pin(async move {
+            let mut refilled = false;
+            loop {
+                self.check_running()?;
+                let short = {
+                    let buckets = &mut self.state.borrow_mut().buckets;
+                    match buckets.carve(writer, len) {
+                        Ok(place) => {
+                            let bucket = buckets.bucket_of(&place);
+                            return Ok((Hold { owner: self.clone(), device: place.device, bucket }, place));
+                        }
+                        Err(short) => short,
+                    }
+                };
+                match short {
+                    Short::Window(device) if !refilled => {
+                        self.refill(device).await?;
+                        refilled = true;
+                    }
+                    Short::Window(_) | Short::Full => {
+                        self.wait_for_buckets().await?;
+                        refilled = false;
+                    }
+                }
+            }
+        })
+    }
+
+    async fn refill(&self, device: u8) -> FsResult<()> {
+        loop {
+            let result = {
+                let state = &mut *self.state.borrow_mut();
+                state.buckets.refill(&state.table, device)
+            };
+            match result {
+                Ok(()) => return Ok(()),
+                Err(miss) => btree::load(self, miss).await?,
+            }
+        }
+    }
+
+    /// Frees buckets, or waits for those that hold them; [`FsError::NoSpace`] when nothing can come of waiting.
+    async fn wait_for_buckets(self: &Rc<Self>) -> FsResult<()> {
+        if self.state.borrow().buckets.waiting_for_discard() == 0 {
+            return Err(FsError::NoSpace);
+        }
+        let ticket = self.buckets_changed.ticket();
+        self.make_durable(self.newest_seq()).await?;
+        if discard::free_empty_buckets(self).await? == 0 {
+            self.buckets_changed.after(ticket).await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,329 @@
+//! Buckets in memory: which are claimed, which are being filled, and what space is promised to whom.
+
+use super::triggers::Transition;
+use crate::btree::{Miss, Table};
+use crate::engine::{DataKind, Placed};
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+use moraine_format::space::{Alloc, BucketKind, DeviceUsage, bucket_pos, parse_free_range};
+use moraine_format::{Pos, Tree};
+use moraine_platform::BLOCK_SIZE;
+
+/// Free buckets looked up ahead of need, per device.
+const WINDOW_MAX: usize = 64;
+/// Buckets of a device that only metadata may take: what write-back of nodes, deletes and the journal's reclaim need
+/// when everything else is full. The greater of this and [`METADATA_SHARE`].
+const METADATA_BUCKETS_MIN: u64 = 8;
+/// Metadata's reserve as a share of the device: one part in so many.
+const METADATA_SHARE: u64 = 64;
+
+/// How a device is cut into buckets. Bucket `n` begins at byte `n × bucket_bytes`; those that hold superblocks or the
+/// journal are in no free range and in no counter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    pub(crate) bucket_bytes: u64,
+    /// Buckets in all, those of superblocks and journal included.
+    pub(crate) buckets: u64,
+    /// Buckets that can hold data and nodes.
+    pub(crate) usable: u64,
+}
+
+impl Geometry {
+    /// The bucket that holds all of `offset .. offset + len`, if there is one.
+    pub(crate) fn bucket_of(&self, offset: u64, len: u64) -> Option<u64> {
+        let bucket = offset / self.bucket_bytes;
+        let last = offset.checked_add(len.max(1) - 1)? / self.bucket_bytes;
+        (bucket == last && bucket < self.buckets).then_some(bucket)
+    }
+}
+
+/// What fills a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Writer {
+    Nodes,
+    Data(DataKind),
+}
+
+impl Writer {
+    const COUNT: usize = 3;
+
+    fn slot(self) -> usize {
+        match self {
+            Writer::Nodes => 0,
+            Writer::Data(DataKind::User) => 1,
+            Writer::Data(DataKind::Moved) => 2,
+        }
+    }
+}
+
+/// A bucket being filled.
+struct Open {
+    bucket: u64,
+    generation: u32,
+    filled: u64,
+}
+
+struct Claim {
+    holders: u32,
+    /// Its alloc key still says free: nothing committed refers to it yet.
+    fresh: bool,
+}
+
+struct Member {
+    geometry: Geometry,
+    window: VecDeque<(u64, u32)>,
+    cursor: u64,
+    open: [Option<Open>; Writer::COUNT],
+    usage: DeviceUsage,
+}
+
+/// Why space could not be had at once.
+#[derive(Debug)]
+pub(crate) enum Short {
+    /// The window of this device is empty: look up free buckets, then ask again.
+    Window(u8),
+    /// There is no free bucket for this purpose: wait for discards, or give up.
+    Full,
+}
+
+/// The buckets of all devices.
+pub(crate) struct Buckets {
+    members: Vec<Member>,
+    claims: BTreeMap<(u8, u64), Claim>,
+    fresh: u64,
+    /// Bytes promised to writers.
+    pub(crate) reserved: u64,
+}
+
+impl Buckets {
+    pub(crate) fn new(geometry: &[Geometry]) -> Buckets {
+        let members = geometry
+            .iter()
+            .map(|g| Member {
+                geometry: *g,
+                window: VecDeque::new(),
+                cursor: 0,
+                open: [const { None }; Writer::COUNT],
+                usage: DeviceUsage::default(),
+            })
+            .collect();
+        Buckets { members, claims: BTreeMap::new(), fresh: 0, reserved: 0 }
+    }
+
+    /// Sets what the counters in the tree say; kept up to date by [`Buckets::committed`].
+    pub(crate) fn set_usage(&mut self, device: u8, usage: DeviceUsage) {
+        self.members[device as usize].usage = usage;
+    }
+
+    fn free_buckets(&self, m: &Member) -> u64 {
+        let used = m.usage.btree_buckets + m.usage.data_buckets + m.usage.discard_buckets;
+        m.geometry.usable.saturating_sub(used.max(0) as u64)
+    }
+
+    fn metadata_reserve(m: &Member) -> u64 {
+        METADATA_BUCKETS_MIN.max(m.geometry.usable / METADATA_SHARE).min(m.geometry.usable / 2)
+    }
+
+    /// Free buckets that are not claimed, of all devices.
+    pub(crate) fn unclaimed(&self) -> u64 {
+        self.members.iter().map(|m| self.free_buckets(m)).sum::<u64>().saturating_sub(self.fresh)
+    }
+
+    /// Buckets that wait for their discard, of all devices.
+    pub(crate) fn waiting_for_discard(&self) -> u64 {
+        self.members.iter().map(|m| m.usage.discard_buckets.max(0) as u64).sum()
+    }
+
+    /// Whether new metadata of users must be refused: only deletes and write-back may take what is left.
+    pub(crate) fn is_metadata_short(&self) -> bool {
+        self.unclaimed() < self.members.iter().map(|m| Self::metadata_reserve(m) / 2).sum::<u64>()
+    }
+
+    /// Bytes of data that can still be promised.
+    pub(crate) fn available(&self) -> u64 {
+        let reserve = self.members.iter().map(Self::metadata_reserve).sum::<u64>();
+        let bucket_bytes = self.members.iter().map(|m| m.geometry.bucket_bytes).min().unwrap_or(0);
+        let open: u64 = self.members.iter().map(Self::open_room).sum();
+        ((self.unclaimed().saturating_sub(reserve)) * bucket_bytes + open).saturating_sub(self.reserved)
+    }
+
+    fn open_room(m: &Member) -> u64 {
+        let slot = Writer::Data(DataKind::User).slot();
+        m.open[slot].as_ref().map_or(0, |o| m.geometry.bucket_bytes - o.filled)
+    }
+
+    /// Bytes of all buckets that can hold something, and those of them in free or discardable buckets.
+    pub(crate) fn totals(&self) -> (u64, u64) {
+        let total = self.members.iter().map(|m| m.geometry.usable * m.geometry.bucket_bytes).sum();
+        let used: i64 = self.members.iter().map(|m| m.usage.btree_bytes + m.usage.data_bytes).sum();
+        (total, total.saturating_sub(used.max(0) as u64))
+    }
+
+    /// Carves up to `len` bytes (all of them for nodes) out of the bucket that `writer` fills, and holds the bucket for
+    /// the caller, who must [`Buckets::release`] it.
+    pub(crate) fn carve(&mut self, writer: Writer, len: u64) -> Result<Placed, Short> {
+        let best = (0..self.members.len()).max_by_key(|i| {
+            let m = &self.members[*i];
+            (m.open[writer.slot()].is_some(), self.free_buckets(m), usize::MAX - i)
+        });
+        let device = best.ok_or(Short::Full)? as u8;
+        let least = if writer == Writer::Nodes { len } else { BLOCK_SIZE as u64 };
+        let m = &mut self.members[device as usize];
+        let slot = writer.slot();
+        if let Some(open) = &m.open[slot]
+            && m.geometry.bucket_bytes - open.filled < least
+        {
+            let closed = open.bucket;
+            m.open[slot] = None;
+            self.release(device, closed);
+        }
+        if self.members[device as usize].open[slot].is_none() {
+            self.open(device, writer)?;
+        }
+        let m = &mut self.members[device as usize];
+        let open = m.open[slot].as_mut().expect("opened above");
+        let take = len.min(m.geometry.bucket_bytes - open.filled);
+        let place = Placed {
+            device,
+            generation: open.generation,
+            offset: open.bucket * m.geometry.bucket_bytes + open.filled,
+            len: take as u32,
+        };
+        open.filled += take;
+        let bucket = open.bucket;
+        self.hold(device, bucket);
+        Ok(place)
+    }
+
+    fn open(&mut self, device: u8, writer: Writer) -> Result<(), Short> {
+        let unclaimed = self.unclaimed();
+        let m = &mut self.members[device as usize];
+        if writer != Writer::Nodes && unclaimed <= Self::metadata_reserve(m) / 2 {
+            return Err(Short::Full);
+        }
+        let Some((bucket, generation)) = m.window.pop_front() else {
+            return Err(if unclaimed == 0 { Short::Full } else { Short::Window(device) });
+        };
+        m.open[writer.slot()] = Some(Open { bucket, generation, filled: 0 });
+        let old = self.claims.insert((device, bucket), Claim { holders: 1, fresh: true });
+        assert!(old.is_none(), "a free bucket is held by nobody");
+        self.fresh += 1;
+        Ok(())
+    }
+
+    /// Keeps a bucket from being reused until it is released: something in it is being written or read.
+    pub(crate) fn hold(&mut self, device: u8, bucket: u64) {
+        let claim = self.claims.entry((device, bucket)).or_insert(Claim { holders: 0, fresh: false });
+        claim.holders += 1;
+    }
+
+    /// Undoes one [`Buckets::hold`].
+    pub(crate) fn release(&mut self, device: u8, bucket: u64) {
+        let claim = self.claims.get_mut(&(device, bucket)).expect("a released bucket is held");
+        claim.holders -= 1;
+        if claim.holders == 0 {
+            self.fresh -= claim.fresh as u64;
+            self.claims.remove(&(device, bucket));
+        }
+    }
+
+    /// Whether somebody holds it.
+    pub(crate) fn is_held(&self, device: u8, bucket: u64) -> bool {
+        self.claims.contains_key(&(device, bucket))
+    }
+
+    pub(crate) fn bucket_of(&self, place: &Placed) -> u64 {
+        place.offset / self.members[place.device as usize].geometry.bucket_bytes
+    }
+
+    /// Follows what a commit did to buckets.
+    pub(crate) fn committed(&mut self, table: &Table, transitions: &[Transition]) {
+        for t in transitions {
+            assert!(
+                t.after.kind == BucketKind::Free
+                    || t.before.kind != BucketKind::Free
+                    || self.is_held(t.device, t.bucket),
+                "a bucket comes into use only while its writer holds it"
+            );
+            if t.before.kind == BucketKind::Free
+                && let Some(claim) = self.claims.get_mut(&(t.device, t.bucket))
+                && core::mem::take(&mut claim.fresh)
+            {
+                self.fresh -= 1;
+            }
+        }
+        for device in 0..self.members.len() as u8 {
+            if let Ok(Some(value)) = table.get(Tree::Accounting, 0, DeviceUsage::pos(device))
+                && let Ok(usage) = DeviceUsage::parse(value)
+            {
+                self.members[device as usize].usage = usage;
+            }
+        }
+    }
+
+    /// Looks up free buckets ahead of need, from where the last look ended.
+    pub(crate) fn refill(&mut self, table: &Table, device: u8) -> Result<(), Miss> {
+        let start = self.members[device as usize].cursor;
+        let mut found: Vec<(u64, u32)> = Vec::new();
+        let mut cursor = start;
+        for part in [start..u64::MAX, 0..start] {
+            cursor = part.start;
+            while found.len() < WINDOW_MAX && cursor < part.end {
+                let range = bucket_pos(device, cursor)..=Pos::new(device as u64, u64::MAX, u32::MAX);
+                let Some((pos, value)) = table.first(Tree::Freespace, 0, &range)? else { break };
+                let first = parse_free_range(pos, value)
+                    .map_err(|_| Miss::Corrupt(Tree::Freespace, pos))?
+                    .max(cursor);
+                if first >= part.end {
+                    break;
+                }
+                for bucket in first..=pos.offset.min(part.end - 1) {
+                    cursor = bucket + 1;
+                    let m = &self.members[device as usize];
+                    if self.is_held(device, bucket) || m.window.iter().any(|(b, _)| *b == bucket) {
+                        continue;
+                    }
+                    let at = bucket_pos(device, bucket);
+                    let alloc = table.get(Tree::Alloc, 0, at)?.map(Alloc::parse).transpose();
+                    let alloc = alloc.map_err(|_| Miss::Corrupt(Tree::Alloc, at))?.unwrap_or(Alloc::UNUSED);
+                    if alloc.kind != BucketKind::Free {
+                        return Err(Miss::Corrupt(Tree::Freespace, pos));
+                    }
+                    found.push((bucket, alloc.generation));
+                    if found.len() == WINDOW_MAX {
+                        break;
+                    }
+                }
+            }
+            if found.len() == WINDOW_MAX {
+                break;
+            }
+        }
+        let m = &mut self.members[device as usize];
+        m.cursor = cursor;
+        m.window.extend(found);
+        Ok(())
+    }
+}
+
+impl core::fmt::Display for Buckets {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        for (i, m) in self.members.iter().enumerate() {
+            writeln!(
+                f,
+                "device {i}: {} of {} buckets free, {:?}, window {}",
+                self.free_buckets(m),
+                m.geometry.usable,
+                m.usage,
+                m.window.len()
+            )?;
+        }
+        writeln!(
+            f,
+            "buckets held: {}, of these fresh {}; bytes reserved: {}",
+            self.claims.len(),
+            self.fresh,
+            self.reserved
+        )
+    }
+}
