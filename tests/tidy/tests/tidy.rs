@@ -1,6 +1,6 @@
 //! Holds the rules of `moraine-tidy` over the whole workspace.
 
-use moraine_tidy::{imports, text, tree};
+use moraine_tidy::{docs, imports, text, tree};
 
 #[track_caller]
 fn none(found: Vec<String>) {
@@ -55,4 +55,9 @@ fn nothing_is_left_unfinished() {
 #[test]
 fn no_file_names_a_path_of_one_machine() {
     none(text::machine_paths(&tree::sources()));
+}
+
+#[test]
+fn documents_name_files_that_exist() {
+    none(docs::missing_files(&tree::root(), &tree::sources()));
 }
