@@ -4,6 +4,7 @@
 
 use alloc::rc::Rc;
 use core::ptr::NonNull;
+use core::sync::atomic::{Ordering, fence};
 use moraine_platform::Instant;
 
 /// Size of a page of DMA memory, in bytes.
@@ -64,6 +65,13 @@ pub unsafe trait Hal {
     /// A message whose delivery ends the reactor's sleep, so that it calls [`Service::poll`] of everything; `None`
     /// if there are none, and the reactor has to poll by time instead. All devices may share one message.
     fn msi(&self, device: &str) -> Option<MsiMessage>;
+
+    /// Makes every store before it visible to devices before any load after it: a full fence. An implementation has
+    /// to do more where the fence instruction does not suffice, as on emulators that leave it out for a machine of
+    /// one processor although their devices run beside it.
+    fn order(&self) {
+        fence(Ordering::SeqCst);
+    }
 
     /// Monotonic time.
     fn now(&self) -> Instant;

@@ -359,6 +359,28 @@ fn arming_sees_a_completion_that_came_meanwhile_and_interrupts_follow() {
 }
 
 #[test]
+fn a_no_is_believed_only_behind_a_full_fence() {
+    for features in [ALL | MODERN, ALL | VERSION_1] {
+        let bench = Bench::with(Bus::Pci, features, 1 << 20, 1, |_, _| ());
+        bench.world.orders.set(0);
+        let _first = bench.block().read(0, Buf::zeroed(512).unwrap());
+        bench.service().poll();
+        // Without event indexes a device at rest shows no wish not to be notified: a yes needs no fence.
+        let notified = bench.device.notifications.get();
+        assert_eq!(bench.world.orders.get(), 0);
+        if features & EVENT_IDX != 0 {
+            let _second = bench.block().read(0, Buf::zeroed(512).unwrap());
+            bench.service().poll();
+            assert_eq!(bench.device.notifications.get(), notified, "it knows already");
+            assert_eq!(bench.world.orders.get(), 1, "which is asked twice");
+        }
+        bench.world.orders.set(0);
+        assert!(bench.service().arm());
+        assert_eq!(bench.world.orders.get(), 1, "there is nothing yet: asked twice, too");
+    }
+}
+
+#[test]
 fn busy_devices_do_not_interrupt() {
     for features in [ALL | MODERN, ALL | VERSION_1 | INDIRECT] {
         let bench = Bench::with(Bus::Pci, features, 1 << 20, 1, |_, _| ());

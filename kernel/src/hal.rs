@@ -1,11 +1,12 @@
 //! The machine as drivers see it.
 
-use crate::cpu::apic;
+use crate::cpu::{apic, features};
 use crate::machine::clock;
 use crate::memory::paging::{self, Access};
 use alloc::rc::Rc;
 use core::alloc::Layout;
 use core::ptr::NonNull;
+use core::sync::atomic::{Ordering, fence};
 use moraine_boot::map::RangeSet;
 use moraine_drivers::{DmaPages, Hal, MappedRegisters, MsiMessage, PAGE_SIZE, Registers};
 use moraine_platform::{Instant, error};
@@ -60,6 +61,15 @@ unsafe impl Hal for Machine {
     fn msi(&self, _device: &str) -> Option<MsiMessage> {
         let (address, data) = apic::message(apic::DEVICES);
         Some(MsiMessage { address, data })
+    }
+
+    fn order(&self) {
+        fence(Ordering::SeqCst);
+        if features::get().emulated {
+            // QEMU's TCG before version 8 leaves fences out for a machine of one processor. A read of the interrupt
+            // controller takes its big lock, which is a fence on the host.
+            apic::id();
+        }
     }
 
     fn now(&self) -> Instant {

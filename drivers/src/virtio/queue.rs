@@ -57,6 +57,7 @@ pub(crate) enum Next {
 
 /// A queue of up to 32768 descriptors.
 pub(crate) struct Virtqueue {
+    hal: Rc<dyn Hal>,
     index: u16,
     size: u16,
     memory: Dma,
@@ -94,6 +95,7 @@ impl Virtqueue {
         let size = 1u16 << offered.min(size_max).ilog2();
         let (available, used, len) = layout(size);
         let queue = Virtqueue {
+            hal: hal.clone(),
             index,
             size,
             memory: Dma::new(hal, len)?,
@@ -210,20 +212,26 @@ impl Virtqueue {
         // Chains are in memory before the index that shows them.
         fence(Ordering::Release);
         self.memory.write(self.available + 2, self.made);
-        // The index is visible before the device's wish is read: otherwise it could go to sleep unnoticed between
-        // the two (a store followed by a load, which x86 reorders without this).
-        fence(Ordering::SeqCst);
-        let wanted = if self.event_idx {
+        if !self.wants_notification() {
+            // The index has to be visible before the device's wish is read: otherwise it could go to sleep unnoticed
+            // between the two (a store followed by a load, which x86 reorders). Only a no is worth asking twice.
+            self.hal.order();
+        }
+        if self.wants_notification() {
+            transport.notify(self.index);
+        }
+        self.told = self.made;
+        true
+    }
+
+    /// Whether the device wants to hear of what was made available since it was last told.
+    fn wants_notification(&self) -> bool {
+        if self.event_idx {
             let event = self.memory.read::<u16>(self.used + 4 + usize::from(self.size) * 8);
             wants_event(event, self.made, self.told)
         } else {
             self.memory.read::<u16>(self.used) & USED_NO_NOTIFY == 0
-        };
-        self.told = self.made;
-        if wanted {
-            transport.notify(self.index);
         }
-        true
     }
 
     /// Whether used entries are there.
@@ -286,7 +294,9 @@ impl Virtqueue {
             self.memory.write(self.available, 0u16);
         }
         // The wish is visible before the last look, as in `kick`.
-        fence(Ordering::SeqCst);
+        if self.used_index() == seen {
+            self.hal.order();
+        }
         self.used_index() == seen
     }
 

@@ -46,6 +46,8 @@ pub struct World {
     /// DMA pages that may still be allocated.
     pub dma_pages_left: Cell<usize>,
     pub has_msi: Cell<bool>,
+    /// How often a driver asked for a full fence.
+    pub orders: Cell<u32>,
 }
 
 pub const MSI: MsiMessage = MsiMessage { address: 0xfee0_0000, data: 0x41 };
@@ -60,6 +62,7 @@ impl World {
             interrupts: Cell::new(0),
             dma_pages_left: Cell::new(usize::MAX),
             has_msi: Cell::new(true),
+            orders: Cell::new(0),
         })
     }
 
@@ -243,6 +246,10 @@ unsafe impl Hal for World {
     }
     fn now(&self) -> Instant {
         Instant(self.now_ns.get())
+    }
+    fn order(&self) {
+        self.orders.set(self.orders.get() + 1);
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     }
     fn relax(&self) {
         self.step();
