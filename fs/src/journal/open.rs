@@ -71,9 +71,9 @@ impl OpenEntry {
         self.used + self.promised + bytes <= self.placement.room
     }
 
-    /// Bytes on disk it may come to with all that is promised.
-    pub(super) fn disk_bytes(&self) -> u64 {
-        journal::entry_bytes(self.used - ENTRY_HEADER_BYTES + self.promised) as u64
+    /// Bytes of items it may come to with all that is promised.
+    pub(super) fn items_bytes(&self) -> usize {
+        self.used - ENTRY_HEADER_BYTES + self.promised
     }
 
     /// Adds an item, or overwrites the one it replaces.

@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 /// Numbers skipped at a mount, so that none seen on disk is used again even if a few were not seen.
 const SEQ_GAP: u64 = 64;
 /// Bytes read at once where a whole bucket cannot be read.
-const SALVAGE_BYTES: usize = 64 << 10;
+const SALVAGE_BYTES: usize = 4 << 10;
 
 /// Why the journal could not be read as history.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,6 +150,27 @@ impl History {
     }
 }
 
+impl fmt::Display for HistoryEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "entry {} epoch {} {} bytes", self.seq, self.epoch, self.items.len())?;
+        self.items().try_for_each(|item| write!(f, "\n  {item}"))
+    }
+}
+
+impl fmt::Display for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let r = &self.report;
+        writeln!(f, "journal from {} to {}: {} entries", self.tail(), self.end(), self.entries.len())?;
+        write!(f, "  {} buckets read, {} valid copies, {} dead entries", r.buckets, r.copies, r.dead)?;
+        write!(
+            f,
+            ", {} damaged, {} bytes unreadable, {} devices missing",
+            r.damaged, r.unreadable_bytes, r.missing
+        )?;
+        self.entries.iter().try_for_each(|entry| write!(f, "\n{entry}"))
+    }
+}
+
 /// Where a copy lies.
 #[derive(Clone, Copy)]
 struct Copy {
@@ -191,8 +212,10 @@ pub async fn read_history(devices: &Devices, superblock: &Superblock) -> Result<
             .journal_buckets()
             .map(|b| Bucket { start: b * bucket_bytes, newest: Seq::ZERO, filled: 0 })
             .collect();
+        let mut buf = Buf::zeroed(bucket_bytes as usize).map_err(|_| RecoverError::OutOfMemory)?;
         for (n, bucket) in buckets.iter().enumerate() {
-            scan(devices, device, n, bucket.start, bucket_bytes as usize, tag, &mut found).await?;
+            buf = read_bucket(devices, device, bucket.start, buf, &mut found.report).await?;
+            scan(device, n, &buf, tag, &mut found);
         }
         rings.push(RingDevice { index: device, bucket_bytes, buckets, current: None, failed: false });
     }
@@ -226,17 +249,16 @@ pub async fn read_history(devices: &Devices, superblock: &Superblock) -> Result<
     Ok(History { entries, report: found.report, end, next_seq, rings })
 }
 
-/// Takes note of all valid entries of a bucket.
-async fn scan(
+/// Reads a bucket, around what cannot be read.
+async fn read_bucket(
     devices: &Devices,
     device: u8,
-    bucket: usize,
     start: u64,
-    bytes: usize,
-    tag: u64,
-    found: &mut Found,
-) -> Result<(), RecoverError> {
-    let buf = Buf::zeroed(bytes).map_err(|_| RecoverError::OutOfMemory)?;
+    buf: Buf,
+    report: &mut Report,
+) -> Result<Buf, RecoverError> {
+    let bytes = buf.len();
+    report.buckets += 1;
     let (mut buf, result) = devices.read(device, start, buf).await;
     if result.is_err() {
         buf.fill(0);
@@ -245,14 +267,18 @@ async fn scan(
             let part = Buf::zeroed(len).map_err(|_| RecoverError::OutOfMemory)?;
             match devices.read(device, start + at as u64, part).await {
                 (part, Ok(())) => buf[at..at + len].copy_from_slice(&part),
-                _ => found.report.unreadable_bytes += len as u64,
+                _ => report.unreadable_bytes += len as u64,
             }
         }
     }
-    found.report.buckets += 1;
+    Ok(buf)
+}
+
+/// Takes note of all valid entries of a bucket.
+fn scan(device: u8, bucket: usize, bytes: &[u8], tag: u64, found: &mut Found) {
     let mut at = 0;
-    while at + ENTRY_BLOCK <= bytes {
-        let rest = &buf[at..];
+    while at + ENTRY_BLOCK <= bytes.len() {
+        let rest = &bytes[at..];
         at += match Entry::parse(rest, tag) {
             Ok(entry) => {
                 found.add(&entry, Copy { device, bucket, at: at as u64, bytes: entry.disk_bytes });
@@ -264,7 +290,6 @@ async fn scan(
             }
         };
     }
-    Ok(())
 }
 
 impl Found {

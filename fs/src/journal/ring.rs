@@ -48,34 +48,52 @@ pub(super) struct Placement {
     pub(super) room: usize,
 }
 
+/// What all journal devices can do. Bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// The longest command.
+    pub(super) transfer: usize,
+    /// The largest unit that one of them writes without read-modify-write.
+    pub(super) physical_block: usize,
+}
+
 /// All rings.
 #[derive(Debug)]
 pub(super) struct Ring {
     devices: Vec<RingDevice>,
     replicas: usize,
     entry_max: usize,
+    /// Entries begin on multiples of this: what all devices write without touching a neighbour.
+    unit: usize,
     /// Entries before this are not needed: their buckets are free.
     needed_from: Seq,
 }
 
 impl Ring {
-    /// Rings as recovery found them. `transfer_max` is the longest command all devices take.
-    pub(super) fn new(
-        devices: Vec<RingDevice>,
-        replicas: usize,
-        transfer_max: usize,
-        needed_from: Seq,
-    ) -> Ring {
+    /// Rings as recovery found them, on devices like `limits`.
+    pub(super) fn new(devices: Vec<RingDevice>, replicas: usize, limits: Limits, needed_from: Seq) -> Ring {
         let smallest = devices.iter().map(|d| d.bucket_bytes as usize).min().unwrap_or(0);
-        let entry_max = (smallest / 2).min(ENTRY_BYTES_WANTED).min(transfer_max) / ENTRY_BLOCK * ENTRY_BLOCK;
+        // A device with absurdly large physical blocks gets no better than bucket halves.
+        let unit = limits.physical_block.clamp(ENTRY_BLOCK, (smallest / 8).max(ENTRY_BLOCK));
+        let entry_max = (smallest / 2).min(ENTRY_BYTES_WANTED).min(limits.transfer) / (2 * unit) * (2 * unit);
         let replicas = replicas.min(devices.len());
-        let mut ring = Ring { devices, replicas, entry_max, needed_from };
+        let mut ring = Ring { devices, replicas, entry_max, unit, needed_from };
         for i in 0..ring.devices.len() {
             if ring.free_buckets(i).next().is_none() {
                 ring.continue_in_used_bucket(i);
             }
         }
         ring
+    }
+
+    /// Ring bytes that an entry with `items` bytes of items takes.
+    pub(super) fn room_for(&self, items: usize) -> usize {
+        (ENTRY_HEADER_BYTES + items).next_multiple_of(self.unit)
+    }
+
+    /// Ring bytes of the smallest entry.
+    pub(super) fn unit(&self) -> u64 {
+        self.unit as u64
     }
 
     /// The longest entry.
@@ -131,9 +149,10 @@ impl Ring {
 
     /// When the last mount left no bucket free on a device, go on behind the needed entries of the one with most room.
     fn continue_in_used_bucket(&mut self, i: usize) {
+        let unit = self.unit as u64;
         let device = &mut self.devices[i];
         let roomiest = device.buckets.iter().enumerate().min_by_key(|(_, b)| b.filled);
-        device.current = roomiest.map(|(at, bucket)| (at, bucket.filled));
+        device.current = roomiest.map(|(at, bucket)| (at, bucket.filled.next_multiple_of(unit)));
     }
 
     fn free_buckets(&self, i: usize) -> impl Iterator<Item = usize> + '_ {
@@ -238,6 +257,7 @@ impl Ring {
 
     /// The entry at `placement` is `seq` and takes `bytes`: the next one goes behind it.
     pub(super) fn fill(&mut self, placement: &Placement, seq: Seq, bytes: usize) {
+        let room = bytes.next_multiple_of(self.unit) as u64;
         for (index, offset) in &placement.copies {
             let device =
                 self.devices.iter_mut().find(|d| d.index == *index).expect("an entry lies on ring devices");
@@ -246,9 +266,9 @@ impl Ring {
                 device.buckets[bucket].start + at == *offset,
                 "entries are filled in the order they are placed"
             );
-            device.current = Some((bucket, at + bytes as u64));
+            device.current = Some((bucket, at + room));
             device.buckets[bucket].newest = seq;
-            assert!(at + bytes as u64 <= device.bucket_bytes, "an entry lies in one bucket");
+            assert!(at + room <= device.bucket_bytes, "an entry lies in one bucket");
         }
     }
 }
@@ -280,6 +300,7 @@ mod tests {
     use std::vec;
 
     const KIB: u64 = 1 << 10;
+    const LIMITS: Limits = Limits { transfer: 1 << 20, physical_block: 512 };
 
     fn device(index: u8, buckets: u64, bucket_bytes: u64) -> RingDevice {
         let bucket = |n| Bucket { start: (n + 3) * bucket_bytes, newest: Seq::ZERO, filled: 0 };
@@ -298,7 +319,7 @@ mod tests {
             let devices = 1 + round % 4;
             let replicas = 1 + random(devices) as usize;
             let list = (0..devices).map(|i| device(i as u8, 4 + random(6), 64 * KIB)).collect();
-            let mut ring = Ring::new(list, replicas, 1 << 20, Seq(1));
+            let mut ring = Ring::new(list, replicas, LIMITS, Seq(1));
             let (mut seq, mut promised, mut tail) = (1, vec![], 1);
             for _ in 0..200 {
                 // Promise as much as there is, then keep the promises, then let some entries go.
@@ -326,7 +347,7 @@ mod tests {
 
     #[test]
     fn the_last_free_bucket_is_left_to_the_next_mount() {
-        let mut ring = Ring::new(vec![device(0, 4, 64 * KIB)], 1, 1 << 20, Seq(1));
+        let mut ring = Ring::new(vec![device(0, 4, 64 * KIB)], 1, LIMITS, Seq(1));
         let mut used = vec![];
         for seq in 1.. {
             if ring.available(16 * KIB) < 16 * KIB {
@@ -342,13 +363,35 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_begins_in_a_bucket_that_was_not_in_use_before_it() {
+        let mut used = device(0, 4, 64 * KIB);
+        for (i, bucket) in used.buckets.iter_mut().enumerate().take(3) {
+            (bucket.newest, bucket.filled) = (Seq(10 + i as u64), 4 * KIB);
+        }
+        let mut ring = Ring::new(vec![used], 1, LIMITS, Seq(10));
+        assert_eq!(ring.place(4096).unwrap().copies[0].1, (3 + 3) * 64 * KIB);
+    }
+
+    #[test]
+    fn no_two_entries_share_a_physical_block() {
+        let limits = Limits { transfer: 1 << 20, physical_block: 8192 };
+        let mut ring = Ring::new(vec![device(0, 4, 64 * KIB)], 1, limits, Seq(1));
+        assert_eq!((ring.room_for(100), ring.entry_max() % (2 * 8192)), (8192, 0));
+        for seq in 1..10 {
+            let placement = ring.place(ring.room_for(100)).unwrap();
+            assert_eq!(placement.copies[0].1 % 8192, 0);
+            ring.fill(&placement, Seq(seq), 4096);
+        }
+    }
+
+    #[test]
     fn without_a_free_bucket_the_roomiest_used_one_goes_on_behind_what_is_needed() {
         let mut full = device(0, 4, 64 * KIB);
         for (i, bucket) in full.buckets.iter_mut().enumerate() {
             bucket.newest = Seq(10 + i as u64);
             bucket.filled = (60 - 8 * (i as u64 % 3)) * KIB;
         }
-        let mut ring = Ring::new(vec![full], 1, 1 << 20, Seq(5));
+        let mut ring = Ring::new(vec![full], 1, LIMITS, Seq(5));
         let placement = ring.place(4096).unwrap();
         assert_eq!(placement.copies[0].1, (2 + 3) * 64 * KIB + 44 * KIB);
         assert_eq!(placement.room, 20 << 10);

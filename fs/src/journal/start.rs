@@ -1,7 +1,7 @@
 //! Starting the journal where history ended: a new epoch, written and flushed before anything is served.
 
 use super::read::{History, RecoverError};
-use super::ring::{Placement, Ring};
+use super::ring::{Limits, Placement, Ring};
 use super::state::{Start, State};
 use super::writer::idle_writer;
 use super::{Item, ItemKind, Journal, JournalError, Options, Pin, Pressure, Seq};
@@ -35,14 +35,14 @@ impl Journal {
         if rings.is_empty() || rings.iter().any(small) {
             return Err(RecoverError::Journal(JournalError::NoRoom));
         }
-        let transfer_max = rings.iter().filter_map(|r| devices.info(r.index)).map(|i| i.max_transfer).min();
+        let infos = || rings.iter().filter_map(|r| devices.info(r.index));
+        let limits = Limits {
+            transfer: infos().map(|i| i.max_transfer).min().unwrap_or(0) as usize,
+            physical_block: infos().map(|i| i.physical_block).max().unwrap_or(0) as usize,
+        };
         let tail = history.tail();
-        let ring = Ring::new(
-            rings,
-            usize::from(superblock.journal_replicas),
-            transfer_max.unwrap_or(0) as usize,
-            tail.max(Seq(1)),
-        );
+        let copies = usize::from(superblock.journal_replicas);
+        let ring = Ring::new(rings, copies, limits, tail.max(Seq(1)));
         let start = Start {
             pool_tag: superblock.pool_tag(),
             epoch: superblock.mount_epoch,
@@ -86,7 +86,7 @@ impl State {
     /// Opens the mount's first entry with these items; `None` if the ring has no room at all.
     fn open_mount_entry(&mut self, now: moraine_platform::Instant, items: &[Item<'_>]) -> Option<Seq> {
         let bytes = items.iter().map(Item::bytes).sum();
-        let placement: Placement = self.ring.place(moraine_format::journal::entry_bytes(bytes))?;
+        let placement: Placement = self.ring.place(self.ring.room_for(bytes))?;
         let seq = self.open_at(placement, now);
         let open = self.open.as_mut()?;
         open.mount = true;

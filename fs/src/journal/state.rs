@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 use moraine_format::DeviceSet;
-use moraine_format::journal::{self, ENTRY_BLOCK, ENTRY_HEADER_BYTES, EntryHeader, Item, Seq};
+use moraine_format::journal::{self, ENTRY_HEADER_BYTES, EntryHeader, Item, Seq};
 use moraine_platform::{Buf, Instant};
 
 /// Entries under way at once.
@@ -138,9 +138,9 @@ impl State {
 
     /// Ring bytes nobody has a claim on, for somebody who needs at most `need` of them at once.
     fn free_ring(&self, need: u64) -> u64 {
-        let open = self.open.as_ref().map_or(0, |o| o.disk_bytes());
+        let open = self.open.as_ref().map_or(0, |o| self.ring.room_for(o.items_bytes()) as u64);
         // Entries that no flush entry covers yet will need one, maybe an empty one.
-        let debt = if self.last_appended > self.flush_started { ENTRY_BLOCK as u64 } else { 0 };
+        let debt = if self.last_appended > self.flush_started { self.ring.unit() } else { 0 };
         let largest = self.needs.keys().next_back().copied().unwrap_or(0).max(need);
         self.ring.available(largest).saturating_sub(open + debt + self.reserved_ring)
     }
@@ -160,8 +160,9 @@ impl State {
         (RESERVED_PAIRS * self.ring.entry_max() / 2) as u64
     }
 
-    pub(super) fn charge(bytes: usize) -> u64 {
-        (journal::entry_bytes(bytes) + ENTRY_BLOCK) as u64
+    /// Ring bytes that a reservation is worth: an entry of its own, and the flush entry that may follow it.
+    fn charge(&self, bytes: usize) -> u64 {
+        self.ring.room_for(bytes) as u64 + self.ring.unit()
     }
 
     /// Takes what a reservation needs if its class may have it now.
@@ -169,26 +170,26 @@ impl State {
         let me = (class, turn.unwrap_or(u64::MAX));
         let floor = class.floor_permille();
         let part = |whole: u64| whole * floor / 1000;
-        let charge = State::charge(bytes);
-        let reserve = part(self.ring.capacity()).max(2 * ENTRY_BLOCK as u64);
+        let charge = self.charge(bytes);
+        let reserve = part(self.ring.capacity()).max(2 * self.ring.unit());
         let memory = self.memory_max();
         let granted = self.waiting.first().is_none_or(|first| *first >= me)
-            && self.free_ring(journal::entry_bytes(bytes) as u64) >= charge + reserve
+            && self.free_ring(self.ring.room_for(bytes) as u64) >= charge + reserve
             && self.dirty_now() + bytes as u64 + part(self.options.dirty_bytes_max)
                 <= self.options.dirty_bytes_max
             && self.reserved_items + bytes as u64 <= memory - part(memory) * 2;
         if granted {
             self.reserved_ring += charge;
             self.reserved_items += bytes as u64;
-            *self.needs.entry(journal::entry_bytes(bytes) as u64).or_default() += 1;
+            *self.needs.entry(self.ring.room_for(bytes) as u64).or_default() += 1;
         }
         granted
     }
 
     pub(super) fn ungrant(&mut self, bytes: usize) {
-        self.reserved_ring -= State::charge(bytes);
+        self.reserved_ring -= self.charge(bytes);
         self.reserved_items -= bytes as u64;
-        let need = journal::entry_bytes(bytes) as u64;
+        let need = self.ring.room_for(bytes) as u64;
         let count = self.needs.get_mut(&need).expect("a reservation is counted until it is bound or dropped");
         *count -= 1;
         if *count == 0 {
@@ -215,7 +216,7 @@ impl State {
     pub(super) fn fill_permille(&self) -> u64 {
         let part = |used: u64, whole: u64| used * 1000 / whole.max(1);
         let capacity = self.ring.capacity();
-        part(capacity.saturating_sub(self.free_ring(ENTRY_BLOCK as u64)), capacity)
+        part(capacity.saturating_sub(self.free_ring(self.ring.unit())), capacity)
             .max(part(self.dirty_now(), self.options.dirty_bytes_max))
     }
 
@@ -275,7 +276,7 @@ impl State {
         if let Some(open) = &self.open {
             return open.seq;
         }
-        let need = journal::entry_bytes(bytes);
+        let need = self.ring.room_for(bytes);
         let placement = self.ring.place(need).expect("a reservation is worth room in the ring");
         self.open_at(placement, now)
     }
