@@ -85,8 +85,8 @@ pub struct TxMeta {
 
 /// A network card.
 ///
-/// No method may be called from inside the closures given to `receive` and `transmit`, except that `transmit` may
-/// be called inside `receive`'s closure (to answer a frame while it is being parsed).
+/// No method may be called from inside the closures given to `receive` and `transmit`, with two exceptions: `transmit`
+/// and `can_transmit` inside `receive`'s (to answer a frame while it is being parsed), and the constant properties.
 pub trait NicDevice {
     /// Its Ethernet address.
     fn mac(&self) -> [u8; 6];
