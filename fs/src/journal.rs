@@ -74,6 +74,16 @@ impl Class {
             Class::Normal => 250,
         }
     }
+
+    /// How many half-entries of buffers it leaves to more urgent classes.
+    fn halves_left(self) -> usize {
+        match self {
+            Class::Interior => 0,
+            Class::Reclaim => 1,
+            Class::CopyGc | Class::Delete => 2,
+            Class::Normal => 3,
+        }
+    }
 }
 
 /// Why the journal cannot make anything durable any more. It stays so until the pool is opened anew.

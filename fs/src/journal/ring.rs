@@ -10,8 +10,8 @@ use core::fmt;
 use moraine_format::journal::{ENTRY_BLOCK, ENTRY_HEADER_BYTES, Seq};
 use smallvec::SmallVec;
 
-/// Entries longer than this gain nothing.
-const ENTRY_BYTES_WANTED: usize = 256 << 10;
+/// Longer entries gain little, and this is a single command on every device.
+const ENTRY_BYTES_WANTED: usize = 128 << 10;
 
 /// The journal's part of one device, as the superblock lists it and as recovery found it.
 #[derive(Clone, Debug)]
@@ -143,7 +143,8 @@ impl Ring {
         working.into_iter().any(|d| (0..d.buckets.len()).any(|i| frees(d, i)))
     }
 
-    fn slack(&self) -> u64 {
+    /// Half an entry's longest: what each entry has room for at least, unless the ring is nearly full.
+    pub(super) fn slack(&self) -> u64 {
         (self.entry_max / 2) as u64
     }
 

@@ -16,10 +16,11 @@ use moraine_platform::{Buf, Instant};
 
 /// Entries under way at once.
 pub(super) const IN_FLIGHT_MAX: usize = 2;
-/// Full pairs of entries that outstanding reservations may come to, see [`State::memory_max`].
-const RESERVED_PAIRS: usize = 2;
-/// Entry buffers: under way, being filled, and what reservations may fill while the device is slow.
-const BUFFERS: usize = IN_FLIGHT_MAX + 2 + 2 * RESERVED_PAIRS;
+/// Half-entries of items that may be promised at once to the most urgent class; one less to each less urgent one, so that
+/// whoever holds a reservation while he waits for a more urgent one never waits for himself.
+const PROMISED_HALVES_MAX: usize = 6;
+/// Entry buffers: what such promises can come to at worst, see [`State::has_buffers`], and the open entry.
+const BUFFERS: usize = 2 * PROMISED_HALVES_MAX + 3;
 /// Syncs count as frequent for this long after one: entries are then written through the cache even if nobody waits,
 /// so that the next sync depends on no unflushed entry.
 const SYNCS_FREQUENT_FOR: Duration = Duration::from_millis(100);
@@ -154,10 +155,14 @@ impl State {
         self.dirty_bytes + open + self.reserved_items
     }
 
-    /// Item bytes that may be reserved at once: consecutive full entries together hold more than half an entry's
-    /// longest, so this many bytes never need more buffers than there are.
-    fn memory_max(&self) -> u64 {
-        (RESERVED_PAIRS * self.ring.entry_max() / 2) as u64
+    /// Whether there are buffers for all that is promised and `bytes` more, with some left for more urgent classes.
+    ///
+    /// An entry is closed before it is full when the next reservation does not fit. Two neighbours together then hold
+    /// more than half an entry's longest, so n halves come to at most 2n entries, one more if none is open, and one
+    /// that publishes the tail. Entries that wait for the device hold theirs, so a slow device makes appenders wait.
+    fn has_buffers(&self, class: Class, bytes: usize) -> bool {
+        let halves = (self.reserved_items + bytes as u64).div_ceil(self.ring.slack().max(1)) as usize;
+        2 * halves + 2 + 2 * class.halves_left() <= self.spare.len()
     }
 
     /// Ring bytes that a reservation is worth: an entry of its own, and the flush entry that may follow it.
@@ -172,12 +177,11 @@ impl State {
         let part = |whole: u64| whole * floor / 1000;
         let charge = self.charge(bytes);
         let reserve = part(self.ring.capacity()).max(2 * self.ring.unit());
-        let memory = self.memory_max();
         let granted = self.waiting.first().is_none_or(|first| *first >= me)
             && self.free_ring(self.ring.room_for(bytes) as u64) >= charge + reserve
             && self.dirty_now() + bytes as u64 + part(self.options.dirty_bytes_max)
                 <= self.options.dirty_bytes_max
-            && self.reserved_items + bytes as u64 <= memory - part(memory) * 2;
+            && self.has_buffers(class, bytes);
         if granted {
             self.reserved_ring += charge;
             self.reserved_items += bytes as u64;

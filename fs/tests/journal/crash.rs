@@ -141,6 +141,7 @@ fn every_cut_of_bursts_that_fill_entries_faster_than_they_are_written() {
     for (n, shape) in [SHAPES[0], SHAPES[1], SHAPES[4]].into_iter().enumerate() {
         let plan = CrashPlan {
             second_level_max: 2,
+            worlds_max: 4000,
             ..CrashPlan::new(format!("bursts {shape:?}"), 400 + n as u64, formatted(shape))
         };
         let report = enumerate(
@@ -148,21 +149,24 @@ fn every_cut_of_bursts_that_fill_entries_faster_than_they_are_written() {
             |world, disks| {
                 world.run(async {
                     let toy = Toy::mount(world, disks).await.unwrap();
-                    for _ in 0..3 {
-                        let burst = |toy| async move {
-                            for _ in 0..24 {
-                                Toy::commit(toy).await.unwrap();
-                            }
+                    toy.size.set(Some(3000));
+                    for _ in 0..4 {
+                        let burst = || {
+                            boxed(async {
+                                for _ in 0..16 {
+                                    toy.commit().await.unwrap();
+                                }
+                                let (n, seq) = toy.commit().await.unwrap();
+                                toy.sync(seq).await.unwrap();
+                                world.trace().mark(n);
+                            })
                         };
                         let publish = async {
                             for _ in 0..3 {
                                 toy.write_back().await.unwrap();
                             }
                         };
-                        all(vec![boxed(burst(&toy)), boxed(burst(&toy)), boxed(publish)]).await;
-                        let (n, seq) = toy.commit().await.unwrap();
-                        toy.sync(seq).await.unwrap();
-                        world.trace().mark(n);
+                        all(vec![burst(), burst(), burst(), boxed(publish)]).await;
                     }
                 })
             },

@@ -84,6 +84,8 @@ pub(crate) struct Toy {
     checkpointed: Cell<Seq>,
     writing_back: Rc<Semaphore>,
     clock: Rc<dyn Clock>,
+    /// All commits' size from now on.
+    pub(crate) size: Cell<Option<usize>>,
 }
 
 fn pattern(data: u64) -> Buf {
@@ -164,6 +166,7 @@ impl Toy {
             checkpointed: Cell::new(Seq::ZERO),
             writing_back: Semaphore::new(1),
             clock: platform.clock,
+            size: Cell::new(None),
         };
         let commits = toy.commits.borrow().clone();
         for data in commits.into_iter().filter(|d| *d != NO_DATA) {
@@ -207,7 +210,7 @@ impl Toy {
     }
 
     async fn commit_with(&self, data: u64, deps: Deps) -> Result<(u64, Seq), String> {
-        let size = SIZES[self.count() as usize % SIZES.len()];
+        let size = self.size.get().unwrap_or(SIZES[self.count() as usize % SIZES.len()]);
         let room = item_bytes(SIZES[3]) + item_bytes(8);
         let mut reservation = self.room(room).await?;
         // From here on synchronous: the commit point.
