@@ -283,9 +283,9 @@ impl Inner {
                     pending.ctime.0 += 1;
                 }
             }
-            if seq > Seq(0) {
-                cache.note_commit(object, seq);
-            }
+        }
+        if seq > Seq(0) {
+            cache.note_commit(object, seq);
         }
         drop(cache);
         Change { pre, post: self.attr(number, new), seq, value }

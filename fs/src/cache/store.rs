@@ -161,8 +161,10 @@ impl Cache {
     /// A file's cache, made if there is none.
     pub(crate) fn file(&mut self, object: ObjectId) -> &mut File {
         if !self.files.contains_key(&object) {
+            // It may have been here before: then a COMMIT of it has to wait for what was committed before it left.
+            let last_seq = self.forgotten_seq;
             let epoch = self.next();
-            self.files.insert(object, File::new(epoch));
+            self.files.insert(object, File { last_seq, ..File::new(epoch) });
         }
         self.files.get_mut(&object).expect("just made sure of")
     }
@@ -186,10 +188,10 @@ impl Cache {
         self.files.get(&object).map_or(self.forgotten_seq, |file| file.last_seq)
     }
 
-    /// Notes a commit of a file's content.
+    /// Notes a commit of a file's content. Nothing is kept for a file that has no cache: all of these share one number.
     pub(crate) fn note_commit(&mut self, object: ObjectId, seq: Seq) {
-        let file = self.file(object);
-        file.last_seq = file.last_seq.max(seq);
+        let last = self.files.get_mut(&object).map_or(&mut self.forgotten_seq, |file| &mut file.last_seq);
+        *last = (*last).max(seq);
     }
 
     /// Gathers bytes `start .. end`; else says from which to which page something is missing.
