@@ -24,7 +24,8 @@ pub(crate) struct Pair {
     to_theirs: BTreeMap<ObjectId, ObjectId>,
     /// Objects that others change too: their attributes are not compared.
     shared: BTreeSet<ObjectId>,
-    cookies: BTreeMap<(ObjectId, Vec<u8>), (u64, ObjectId)>,
+    /// Positions of entries that were listed and have not been removed since.
+    cookies: BTreeMap<(ObjectId, Vec<u8>), u64>,
 }
 
 type Verdict = Result<(), String>;
@@ -99,10 +100,23 @@ impl Pair {
             holds("a new object has the number of another", !known)?;
             self.bind(Slot(step.number), *ours, *theirs);
         }
+        self.forget_cookies(step);
         self.answers(step, left, right)?;
         equal("number of changes", ours.changed.len(), theirs.changed.len())?;
         let pairs = ours.changed.iter().zip(&theirs.changed);
         pairs.into_iter().try_for_each(|(left, right)| self.changes(left, right))
+    }
+
+    /// An entry that was taken away may come back at another place.
+    fn forget_cookies(&mut self, step: &Step) {
+        let gone: Vec<(Slot, &Vec<u8>)> = match &step.op {
+            Op::Remove { dir, name } | Op::Rmdir { dir, name } => vec![(*dir, name)],
+            Op::Rename { from, to } => vec![(from.0, &from.1), (to.0, &to.1)],
+            _ => return,
+        };
+        for (dir, name) in gone {
+            self.cookies.remove(&(self.theirs[&dir], name.clone()));
+        }
     }
 
     fn answers(&mut self, step: &Step, left: &Answer, right: &Answer) -> Verdict {
@@ -235,17 +249,11 @@ impl Pair {
             if let (Some(x), Some(y)) = (&entry.attr, &found.attr) {
                 self.attributes(x, y)?;
             }
-            // While an entry lives its cookie stays; a cookie that is given again was reused.
             let key = (dir, name.clone());
-            if let Some((cookie, object)) = self.cookies.get(&key)
-                && *object == found.object
-                && *cookie != found.cookie
-            {
-                // It may have been removed and entered again in between: then the old cookie must be nobody's.
-                let reused = theirs.iter().any(|entry| entry.cookie == *cookie);
-                holds("an entry's cookie moved while another has its old one", !reused)?;
+            if let Some(cookie) = self.cookies.get(&key) {
+                equal("the cookie of an entry that stayed", *cookie, found.cookie)?;
             }
-            self.cookies.insert(key, (found.cookie, found.object));
+            self.cookies.insert(key, found.cookie);
         }
         Ok(())
     }

@@ -13,12 +13,13 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: moraine-sim (--seed N | --seeds A..B) [--world KIND] [--workload NAME]
-                   [--steps N] [--twice]
+                   [--steps N] [--twice] [--log]
   --world      lockstep: one client, compared with the model call by call; crowd: several at once;
                tangle: several in one tree, compared in the order of commits; crash: random power cuts;
                every-cut: the power is cut at every device command. Without it: all but every-cut
   --workload   one of: mixed names data rules. Without it: the seed chooses
   --steps      operations a client does
+  --log        shows what the filesystem logs, on standard error
   --twice      runs each world twice and compares a hash of all device commands";
 
 /// Failures after which a search stops.
@@ -91,11 +92,17 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
             }
             "--steps" => options.steps = Some(number(value()?)? as usize),
             "--twice" => options.twice = true,
+            "--log" => show_log(),
             other => return Err(format!("unknown word: {other}")),
         }
     }
     options.seeds = seeds.ok_or("which seed? give --seed or --seeds")?;
     Ok(options)
+}
+
+fn show_log() {
+    moraine_platform::log::set_sink(|level, room, text| eprintln!("{} {room}: {text}", level.name()));
+    moraine_platform::log::set_level(moraine_platform::log::Level::Debug);
 }
 
 fn run(options: &Options, kind: Kind, seed: u64, profile: &Profile) -> Result<Tally, String> {

@@ -11,6 +11,7 @@ use moraine_model::Model;
 use moraine_model::tree::{Object, Tree, hash, now};
 use moraine_platform::BLOCK_SIZE;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Ways in which a state does not fit that are told.
@@ -35,11 +36,14 @@ impl Recorded {
     /// The point of the pool's history at which it changed something besides content.
     fn metadata_seq(&self) -> Option<Seq> {
         let done = self.done.as_ref().filter(|_| self.step.op.is_metadata())?;
-        let moved = done.changed.iter().filter(|c| c.pre.change != c.post.change);
+        // Opening an existing file with a size changes the file and not the directory that is reported.
+        let cuts =
+            matches!(&self.step.op, Op::Create { how: CreateMode::Unchecked, set, .. } if set.size.is_some());
+        let moved = done.changed.iter().filter(|c| cuts || c.pre.change != c.post.change);
         moved.map(|c| c.seq).max()
     }
 
-    /// Whether its success promises that all metadata before it is durable.
+    /// Whether its success promises that something is durable.
     fn is_sync(&self) -> bool {
         let asked = match &self.step.op {
             Op::Durable | Op::Commit { .. } => true,
@@ -98,8 +102,34 @@ impl History {
 
     /// The shortest prefix that keeps what was acknowledged as durable.
     fn shortest(&self, progress: Progress) -> usize {
-        let synced = self.steps[..progress.acked].iter().rposition(Recorded::is_sync);
-        synced.map_or(0, |n| n + 1)
+        let answered = || self.steps[..progress.acked].iter().enumerate().rev().filter(|(_, r)| r.is_sync());
+        let promised = answered().map(|(n, recorded)| match &recorded.step.op {
+            // What was committed is content: what came before its last change, whatever happened since.
+            Op::Commit { file, offset, len } => {
+                let range = if *len == 0 { 0..u64::MAX } else { *offset..offset.saturating_add(*len) };
+                self.last_content(self.objects[file], range, n).map_or(0, |change| change + 1)
+            }
+            _ => n + 1,
+        });
+        promised.max().unwrap_or(0)
+    }
+
+    /// The last step before `end` that changed the content of a file in `range`. That it was cut or punched counts for
+    /// the whole file only.
+    fn last_content(&self, file: ObjectId, range: Range<u64>, end: usize) -> Option<usize> {
+        let whole = range == (0..u64::MAX);
+        let is_it = |slot| self.objects.get(slot) == Some(&file);
+        let touches = |n: &usize| match &self.steps[*n].step.op {
+            _ if self.steps[*n].failed() => false,
+            Op::Write { file, offset, len, .. } => {
+                is_it(file) && *offset < range.end && range.start < offset + u64::from(*len)
+            }
+            Op::SetAttr { object, set, .. } => whole && is_it(object) && set.size.is_some(),
+            Op::Punch { file, .. } => whole && is_it(file),
+            _ => false,
+        };
+        let change = |n: usize| now(self.models[n].getattr(file)).ok().map(|attr| attr.change);
+        (0..end).rev().filter(touches).find(|n| change(*n) != change(*n + 1))
     }
 
     /// The prefixes that end at `end` of the pool's history: one, or two if a step was under way.
@@ -125,10 +155,11 @@ impl History {
         let mut complaints = Vec::new();
         for prefix in candidates {
             if prefix < shortest {
+                let Recorded { step, done, .. } = &self.steps[shortest - 1];
+                let seq = done.as_ref().and_then(|done| done.changed.iter().map(|change| change.seq).max());
                 complaints.push(format!(
-                    "only {prefix} steps survived, but what {} acknowledged must: {}",
+                    "only {prefix} steps survived, but a sync was answered that covers step {} ({seq:?}): {step}",
                     shortest - 1,
-                    self.steps[shortest - 1].step
                 ));
                 continue;
             }
@@ -138,6 +169,12 @@ impl History {
             }
         }
         complaints.truncate(COMPLAINTS_MAX);
+        if end.is_some()
+            && let Some(prefix) =
+                (0..=progress.issued).rev().find(|n| self.fits(recovered, *n, progress).is_ok())
+        {
+            complaints.push(format!("what is there would fit after {prefix} steps"));
+        }
         Err(format!(
             "/{}: no allowed state ({progress:?}, at least {shortest} steps, end {end:?}): {}",
             String::from_utf8_lossy(&self.home),
@@ -164,10 +201,27 @@ impl History {
             if seen.insert(object.id) {
                 let file = resolve(&model, path);
                 let allowed = self.allowed(file, prefix, progress);
-                allowed.check(object).map_err(|why| format!("/{}: {why}", String::from_utf8_lossy(path)))?;
+                allowed.check(object).map_err(|why| {
+                    format!("/{}: {why}{}", String::from_utf8_lossy(path), self.story(file, progress))
+                })?;
             }
         }
         Ok(())
+    }
+
+    /// The steps about a file, for a person to read.
+    fn story(&self, file: ObjectId, progress: Progress) -> String {
+        let about = |n: usize| {
+            let slots = self.steps[n].step.op.slots();
+            slots.iter().any(|slot| self.objects.get(slot) == Some(&file)) || self.after(n).1 == Some(file)
+        };
+        let line = |n: usize| {
+            let Recorded { step, done, .. } = &self.steps[n];
+            let seq = done.as_ref().and_then(|done| done.changed.iter().map(|c| c.seq).max());
+            let failed = if self.steps[n].failed() { " (failed)" } else { "" };
+            format!("\n    {n}{failed} {seq:?}: {step}")
+        };
+        (0..progress.issued).filter(|n| about(*n)).map(line).collect()
     }
 
     /// What a file may hold after the first `prefix` steps.
@@ -181,9 +235,9 @@ impl History {
             }
             let synced = n < progress.acked && recorded.is_sync();
             match &recorded.step.op {
-                Op::Create { set, .. } if self.after(n).1 == Some(file) => {
+                Op::Create { set, how, .. } if self.after(n).1 == Some(file) => {
                     let existed = now(self.models[n].getattr(file)).is_ok();
-                    if !existed || set.size.is_some() {
+                    if !existed || (set.size.is_some() && *how == CreateMode::Unchecked) {
                         allowed.truncate(set.size.unwrap_or(0));
                     }
                 }
@@ -227,6 +281,8 @@ fn resolve(model: &Model, path: &[u8]) -> ObjectId {
 #[derive(Default)]
 struct Allowed {
     sizes: BTreeSet<u64>,
+    /// Ranges of which every block's end is a size, too.
+    growth: Vec<Range<u64>>,
     blocks: BTreeMap<u64, BTreeSet<Vec<u8>>>,
 }
 
@@ -242,10 +298,14 @@ impl Allowed {
     fn truncate(&mut self, size: u64) {
         self.overlay(size, u64::MAX, |_, bytes| bytes.fill(0));
         self.sizes = BTreeSet::from([size]);
+        self.growth.clear();
     }
 
     /// One more version of the blocks of a range.
     fn write(&mut self, after: &Model, file: ObjectId, start: u64, end: u64) {
+        // Blocks are written back one by one, each with the size that shows it, zeroes before the write included.
+        let shortest = self.sizes.first().copied().unwrap_or(0);
+        self.growth.push(shortest..end);
         let longer: Vec<u64> = self.sizes.iter().map(|size| *size.max(&end)).collect();
         self.sizes.extend(longer);
         for block in start / BLOCK..end.div_ceil(BLOCK) {
@@ -259,8 +319,21 @@ impl Allowed {
         let size = now(model.getattr(file)).map_or(0, |attr| attr.size);
         if end == u64::MAX {
             self.sizes = BTreeSet::from([size]);
+            self.growth.clear();
         } else {
-            self.sizes = self.sizes.iter().map(|old| *old.max(&end.min(size))).collect();
+            // As long as to show the last byte in the range that was ever written; others may be a hole.
+            let used = |versions: &BTreeSet<Vec<u8>>| {
+                versions
+                    .iter()
+                    .filter_map(|v| v.iter().rposition(|b| *b != 0))
+                    .max()
+                    .map(|last| last as u64 + 1)
+            };
+            let mut inside = self.blocks.range(start / BLOCK..end.div_ceil(BLOCK)).rev();
+            let last = inside.find_map(|(block, versions)| Some(block * BLOCK + used(versions)?));
+            let reached = last.map_or(0, |last| last.min(end).min(size));
+            self.sizes = self.sizes.iter().map(|old| *old.max(&reached)).collect();
+            self.growth.iter_mut().for_each(|range| range.start = range.start.max(reached));
         }
         self.overlay(start, end, |block, bytes| {
             let from = start.saturating_sub(block * BLOCK) as usize;
@@ -289,8 +362,12 @@ impl Allowed {
     }
 
     fn check(&self, found: &Object) -> Result<(), String> {
-        if !self.sizes.contains(&found.size) {
-            return Err(format!("size {} is none of {:?}", found.size, self.sizes));
+        let grown = found.size.is_multiple_of(BLOCK) && self.growth.iter().any(|r| r.contains(&found.size));
+        if !grown && !self.sizes.contains(&found.size) {
+            return Err(format!(
+                "size {} is none of {:?} (growing over {:?})",
+                found.size, self.sizes, self.growth
+            ));
         }
         let blocks: BTreeSet<u64> = self.blocks.keys().chain(found.blocks.keys()).copied().collect();
         for block in blocks {
