@@ -17,7 +17,7 @@ use moraine_platform::{Buf, DeviceInfo, Fua, IoDone, IoError, IoFuture};
 /// Most commands in flight on one queue: tags hold the slot in their low byte.
 pub(crate) const SLOTS_MAX: usize = 256;
 
-/// How often a piece that a reset interrupted is given to the device again before its request fails.
+/// How often pieces of a request that the device lost or was not ready for begin again before the request fails.
 const RETRIES_MAX: u8 = 2;
 
 /// What is asked for.
@@ -227,7 +227,7 @@ pub(crate) struct Slots {
     slots: Vec<Slot>,
     free: Vec<u8>,
     waiting: VecDeque<Rc<Request>>,
-    /// Pieces that a reset interrupted.
+    /// Pieces that are to begin again.
     retry: VecDeque<(Rc<Request>, Piece)>,
 }
 
@@ -300,6 +300,17 @@ impl Slots {
         let request = slot.request.take()?;
         self.free.push(tag.slot() as u8);
         Some(Ended { request, piece: slot.piece, timed_out: slot.age >= AGE_LIMIT })
+    }
+
+    /// Lets a command begin again that the device asked to be given once more; it comes back if that was too often.
+    pub(crate) fn again(&mut self, ended: Ended) -> Option<Ended> {
+        let retries = ended.request.retries.get() + 1;
+        if ended.timed_out || retries > RETRIES_MAX {
+            return Some(ended);
+        }
+        ended.request.retries.set(retries);
+        self.retry.push_back(ended.into_parts());
+        None
     }
 
     /// One timer tick ([`TICK`]); the tag of a command that has by now been under way for too long.

@@ -261,6 +261,28 @@ fn errors_are_told_apart() {
 }
 
 #[test]
+fn transient_errors_are_tried_again_and_not_for_ever() {
+    const DO_NOT_RETRY: u16 = 1 << 14;
+    for (status, times, result) in [
+        (0x82, 2, Ok(())),
+        (0x21, 1, Ok(())),
+        (0x82, 1000, Err(IoError::Device)),
+        (0x82 | DO_NOT_RETRY, 1, Err(IoError::Device)),
+        (0x281, 1, Err(IoError::Media)),
+    ] {
+        let bench = Bench::new();
+        let mut seen = 0;
+        *bench.nvme.fate.borrow_mut() = Box::new(move |_| {
+            seen += 1;
+            if seen <= times { Fate::Fail(status) } else { Fate::Normal }
+        });
+        let done = bench.run(bench.disk().read(0, Buf::zeroed(4096).unwrap()));
+        assert_eq!(done.result, result, "status {status:#x}, {times} times");
+        assert!(bench.nvme.log.borrow().len() <= 3);
+    }
+}
+
+#[test]
 fn an_error_in_one_piece_fails_the_whole_and_ends_it() {
     let bench = Bench::with(vec![media(1, 512, 4 << 20)], 5, |n| n.mdts.set(1));
     *bench.nvme.fate.borrow_mut() =

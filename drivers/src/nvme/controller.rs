@@ -408,23 +408,30 @@ impl Controller {
     fn complete(&self) -> bool {
         let mut worked = false;
         for _ in 0..CQ_ENTRIES_MAX {
-            let (ended, status) = {
+            let (ended, completion) = {
                 let mut io = self.io.borrow_mut();
                 let Some(io) = io.as_mut().filter(|io| io.live) else { break };
                 let Some(completion) = io.pair.pop() else { break };
                 worked = true;
                 (io.slots.take(Tag(completion.command_id)), completion)
             };
-            let Some(ended) = ended else {
-                self.complain(status);
+            let Some(mut ended) = ended else {
+                self.complain(completion);
                 continue;
             };
-            let result = match status.status.to_result() {
+            if completion.status.is_transient() {
+                let mut io = self.io.borrow_mut();
+                match io.as_mut().expect("it completed a command").slots.again(ended) {
+                    Some(refused) => ended = refused,
+                    None => continue,
+                }
+            }
+            let result = match completion.status.to_result() {
                 Ok(()) => Ok(()),
                 Err(_) if ended.timed_out => Err(IoError::Timeout),
                 Err(error) => {
                     let (operation, piece) = (ended.operation(), ended.piece());
-                    let status = status.status;
+                    let status = completion.status;
                     warn!("nvme", "{}: {operation:?} of {piece:?}: {status:?}", self.name);
                     Err(error)
                 }

@@ -149,7 +149,7 @@ pub(crate) struct Completion {
     pub(crate) status: Status,
 }
 
-/// The status field without its phase bit: code in bits 7:0, code type in bits 10:8.
+/// The status field without its phase bit: code in bits 7:0, code type in bits 10:8, "do not retry" in bit 14.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Status(pub(crate) u16);
 
@@ -159,9 +159,17 @@ impl core::fmt::Debug for Status {
     }
 }
 
+const DO_NOT_RETRY: u16 = 1 << 14;
+
 impl Status {
     fn code_type(self) -> u8 {
         (self.0 >> 8) as u8 & 7
+    }
+
+    /// Whether the same command may well succeed if it is given again: it was interrupted, or the namespace is not
+    /// ready yet, and the bit "do not retry" is not set.
+    pub(crate) fn is_transient(self) -> bool {
+        self.code_type() == 0 && matches!(self.0 as u8, 0x21 | 0x22 | 0x82) && self.0 & DO_NOT_RETRY == 0
     }
 
     /// What it means to the caller.
