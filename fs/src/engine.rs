@@ -22,14 +22,14 @@ use crate::space::{Buckets, Geometry};
 use crate::superblock::Superblocks;
 use crate::tx::{Class, Tx};
 use crate::vfs::{FsError, FsResult, PoolInfo, Seq};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::ops::Range;
 use moraine_format::journal;
-use moraine_platform::sync::Event;
-use moraine_platform::{Buf, Platform, error};
+use moraine_platform::sync::{Event, Semaphore};
+use moraine_platform::{Platform, error};
 
 mod cleaner;
 pub(crate) mod commit;
@@ -65,6 +65,10 @@ pub(crate) struct Inner {
     pub(crate) state: RefCell<State>,
     /// Entry of the newest commit.
     pub(crate) newest: Cell<journal::Seq>,
+    /// One collector works at a time.
+    pub(crate) collecting: Rc<Semaphore>,
+    /// Buckets with content that cannot be moved.
+    pub(crate) uncollectable: RefCell<BTreeSet<(u8, u64)>>,
     /// Nodes that are being read in.
     pub(crate) loading: RefCell<BTreeMap<u64, Rc<Event>>>,
     /// A batch of nodes was written back.
@@ -193,11 +197,6 @@ impl Inner {
     /// Waits until everything up to `seq` is on media.
     pub(crate) async fn make_durable(&self, seq: journal::Seq) -> FsResult<()> {
         self.journal.durable(seq).await.map(|_| ()).map_err(journal_error)
-    }
-
-    /// Memory for a run that is about to be written. Write-back must not fail for want of memory: freeing it depends on it.
-    pub(crate) fn run_buffer(&self, bytes: usize) -> Buf {
-        Buf::zeroed(bytes).expect("memory for write-back is reserved in the budget")
     }
 
     /// Commits derived updates; `propose` gives the proposal and the state change of a bucket that goes with it.

@@ -22,6 +22,8 @@ pub enum Class {
     Normal,
     /// Write-back of data whose space was reserved when it was accepted.
     WriteBack,
+    /// Moving data so that whole buckets become free.
+    Move,
     /// What frees space: unlink, truncate, punch, and their background steps. Works on a full pool.
     Delete,
 }
@@ -160,6 +162,7 @@ impl Tx {
         let watermark = match self.class {
             Class::Normal => JournalClass::Normal,
             Class::WriteBack => JournalClass::Delete,
+            Class::Move => JournalClass::CopyGc,
             Class::Delete => JournalClass::Delete,
         };
         let propose = |state: &State| -> Result<Option<(Proposal, ())>, Obstacle> {

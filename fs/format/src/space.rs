@@ -128,6 +128,31 @@ pub fn need_discard_bucket(pos: Pos) -> (u8, u64) {
     ((pos.offset >> 48) as u8, pos.offset & ((1 << 48) - 1))
 }
 
+/// List number of fragmented buckets in tree lru.
+const LIST_FRAGMENTED: u64 = 1;
+/// Steps that the fill of a bucket is told apart by.
+const FILL_STEPS: u64 = 64;
+
+/// Where a bucket stands in the list of fragmented ones: at `(list << 56 | fill, device << 48 | bucket, 0)` in tree lru,
+/// with an empty value; `fill` is live bytes in 64ths of the bucket, rounded down. Full, empty and metadata buckets are not
+/// in the list.
+pub fn fragmented_pos(alloc: &Alloc, device: u8, bucket: u64, bucket_bytes: u64) -> Option<Pos> {
+    let data = matches!(alloc.kind, BucketKind::User | BucketKind::Moved);
+    let fill = alloc.live_bytes.saturating_mul(FILL_STEPS) / bucket_bytes.max(1);
+    let listed = data && alloc.live_bytes > 0 && fill < FILL_STEPS - 2;
+    listed.then(|| Pos::new(LIST_FRAGMENTED << 56 | fill, (device as u64) << 48 | bucket, 0))
+}
+
+/// Where the list of fragmented buckets is, emptiest first.
+pub fn fragmented_range() -> core::ops::RangeInclusive<Pos> {
+    Pos::new(LIST_FRAGMENTED << 56, 0, 0)..=Pos::new(LIST_FRAGMENTED << 56 | FILL_STEPS, u64::MAX, u32::MAX)
+}
+
+/// Device and bucket of a key in the list of fragmented buckets.
+pub fn fragmented_bucket(pos: Pos) -> (u8, u64) {
+    need_discard_bucket(pos)
+}
+
 /// A key of tree freespace at `(device, last bucket, 0)`: its value is the first bucket of the range (u64).
 pub fn free_range_value(first: u64) -> [u8; 8] {
     first.to_le_bytes()

@@ -177,8 +177,6 @@ fn changed_bytes(node: &Node) -> usize {
 async fn plan(engine: &Rc<Inner>, id: u64) -> FsResult<Option<Plan>> {
     let mut holds: Vec<(Hold, Placed)> = Vec::new();
     loop {
-        // Outlives the borrow of the state, which releasing a hold needs.
-        let _spare;
         let wanted = {
             let mut state = engine.state.borrow_mut();
             let table = &mut state.table;
@@ -193,12 +191,11 @@ async fn plan(engine: &Rc<Inner>, id: u64) -> FsResult<Option<Plan>> {
             let is_root = table.root(node.ident.tree).node == id;
             let sibling = if is_root || shape != Shape::Rewrite(1) { None } else { sibling(table, node) };
             match shape {
-                Shape::Append => return Ok(Some(append(engine, table, id))),
+                Shape::Append => return append(engine, table, id).map(Some),
                 Shape::Rewrite(parts) => {
                     let needed = parts + usize::from(is_root && parts > 1);
                     if holds.len() >= needed {
-                        _spare = holds.split_off(needed);
-                        return Ok(Some(rewrite(engine, table, id, sibling, parts, holds)));
+                        return rewrite(engine, table, id, sibling, parts, &mut holds).map(Some);
                     }
                     needed
                 }
@@ -241,18 +238,19 @@ fn sibling(table: &Table, node: &Node) -> Option<u64> {
     NodePointer::node_of(value).and_then(fits)
 }
 
-fn append(engine: &Inner, table: &mut Table, id: u64) -> Plan {
+/// Nothing is taken from the node unless there is memory for the run.
+fn append(engine: &Inner, table: &mut Table, id: u64) -> FsResult<Plan> {
     let seq = engine.journal.open_seq().0;
     let node = table.node_mut(id).expect("planned in the same step");
+    let old = node.pointer.clone().expect("an append extends a written node");
+    let entries = node.changed.iter().map(|p| (*p, node.keys.get(*p)));
+    let size = run_bytes(entries.clone().map(|(_, v)| entry_bytes(v.map_or(0, |v| v.len()))).sum());
+    let mut buf = run_buffer(size)?;
+    let info = RunInfo { index: old.runs, epoch: engine.epoch, seq, previous: old.last_hash };
+    let last_hash = write_run(&mut buf, engine.pool_tag, &node.ident, &info, entries);
     let positions = core::mem::take(&mut node.changed);
     let pin = node.pin.take();
     node.writing = true;
-    let old = node.pointer.clone().expect("an append extends a written node");
-    let entries = positions.iter().map(|p| (*p, node.keys.get(*p)));
-    let size = run_bytes(entries.clone().map(|(_, v)| entry_bytes(v.map_or(0, |v| v.len()))).sum());
-    let mut buf = engine.run_buffer(size);
-    let info = RunInfo { index: old.runs, epoch: engine.epoch, seq, previous: old.last_hash };
-    let last_hash = write_run(&mut buf, engine.pool_tag, &node.ident, &info, entries);
     let skip = old.blocks_written as u64 * NODE_BLOCK as u64;
     let place = old.places[0];
     let place = Placed { device: place.device, generation: place.generation, offset: place.offset, len: 0 };
@@ -262,7 +260,7 @@ fn append(engine: &Inner, table: &mut Table, id: u64) -> Plan {
         last_hash,
         ..old
     };
-    Plan {
+    Ok(Plan {
         tree: node.ident.tree,
         level: node.ident.level,
         nodes: alloc::vec![id],
@@ -270,7 +268,11 @@ fn append(engine: &Inner, table: &mut Table, id: u64) -> Plan {
         writes: alloc::vec![(place, skip, buf)],
         outcome: Outcome::Append(node.ident, pointer),
         _holds: Vec::new(),
-    }
+    })
+}
+
+fn run_buffer(bytes: usize) -> FsResult<Buf> {
+    Buf::zeroed(bytes).map_err(|_| FsError::NoMemory)
 }
 
 fn rewrite(
@@ -279,8 +281,8 @@ fn rewrite(
     id: u64,
     sibling: Option<u64>,
     parts: usize,
-    holds: Vec<(Hold, Placed)>,
-) -> Plan {
+    holds: &mut Vec<(Hold, Placed)>,
+) -> FsResult<Plan> {
     let seq = engine.journal.open_seq().0;
     let mut nodes = alloc::vec![id];
     nodes.extend(sibling);
@@ -297,11 +299,11 @@ fn rewrite(
     }
     bounds.push((min, last.max));
     let is_root = table.root(first.tree).node == id;
-    let mut holds = holds.into_iter();
-    let (mut writes, mut new, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    let mut free = holds.iter().map(|(_, place)| *place);
+    let (mut writes, mut new) = (Vec::new(), Vec::new());
     for (min, max) in &bounds {
         let ident = NodeIdent { node: table.new_node_id(), min: *min, max: *max, ..first };
-        let (hold, place) = holds.next().expect("space for each part was carved");
+        let place = free.next().expect("space for each part was carved");
         let entries = || {
             nodes
                 .iter()
@@ -310,15 +312,15 @@ fn rewrite(
         };
         let size = run_bytes(entries().map(|(_, v)| entry_bytes(v.len())).sum());
         assert!(size <= table.node_bytes, "a part of a split fits a node");
-        let mut buf = engine.run_buffer(size);
+        let mut buf = run_buffer(size)?;
         let info = RunInfo { index: 0, epoch: engine.epoch, seq, previous: 0 };
         let entries = entries().map(|(p, v)| (p, Some(v)));
         let last_hash = write_run(&mut buf, engine.pool_tag, &ident, &info, entries);
         new.push((ident, pointer_to(&ident, &place, size, last_hash)));
         writes.push((place, 0, buf));
-        kept.push(hold);
     }
-    let root = (is_root && new.len() > 1).then(|| {
+    let mut root = None;
+    if is_root && new.len() > 1 {
         let ident = NodeIdent {
             node: table.new_node_id(),
             level: first.level + 1,
@@ -326,17 +328,16 @@ fn rewrite(
             max: Pos::MAX,
             ..first
         };
-        let (hold, place) = holds.next().expect("space for the root was carved");
+        let place = free.next().expect("space for the root was carved");
         let children: Vec<(Pos, Vec<u8>)> = new.iter().map(|(i, p)| (i.max, p.to_bytes())).collect();
         let size = run_bytes(children.iter().map(|(_, v)| entry_bytes(v.len())).sum());
-        let mut buf = engine.run_buffer(size);
+        let mut buf = run_buffer(size)?;
         let info = RunInfo { index: 0, epoch: engine.epoch, seq, previous: 0 };
         let entries = children.iter().map(|(p, v)| (*p, Some(v.as_slice())));
         let last_hash = write_run(&mut buf, engine.pool_tag, &ident, &info, entries);
         writes.push((place, 0, buf));
-        kept.push(hold);
-        (ident, pointer_to(&ident, &place, size, last_hash))
-    });
+        root = Some((ident, pointer_to(&ident, &place, size, last_hash)));
+    }
     let taken = nodes
         .iter()
         .map(|id| {
@@ -346,9 +347,9 @@ fn rewrite(
         })
         .collect();
     // Keys may not divide into as many parts as they should; what is left over is released with the plan.
-    kept.extend(holds.map(|(hold, _)| hold));
+    let holds = holds.drain(..).map(|(hold, _)| hold).collect();
     let outcome = Outcome::Rewrite { olds, parts: new, root };
-    Plan { tree: first.tree, level: first.level, nodes, taken, writes, outcome, _holds: kept }
+    Ok(Plan { tree: first.tree, level: first.level, nodes, taken, writes, outcome, _holds: holds })
 }
 
 fn pointer_to(ident: &NodeIdent, place: &Placed, size: usize, last_hash: u64) -> NodePointer {

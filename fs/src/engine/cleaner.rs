@@ -4,17 +4,20 @@ use super::commit::Proposal;
 use super::{Inner, State};
 use crate::btree;
 use crate::journal::{Class as JournalClass, Pressure};
-use crate::space::discard;
-use crate::vfs::FsResult;
+use crate::space::{collect, discard};
+use crate::vfs::{FsError, FsResult};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
+use core::time::Duration;
 use moraine_format::Tree;
 use moraine_format::journal::Seq;
 
+/// How long background work waits when there is no memory for it.
+const MEMORY_RETRY: Duration = Duration::from_millis(5);
 /// Nodes written back at a time.
 const BATCH: usize = 16;
 /// The same when the journal is nearly full: what one batch puts into it must fit.
@@ -42,17 +45,27 @@ async fn run(engine: &Rc<Inner>, task: impl Future<Output = FsResult<()>>) {
     engine.background_ended.notify();
 }
 
-/// Counts a step of background work as under way.
-async fn busy<T>(engine: &Inner, step: impl Future<Output = T>) -> T {
+/// Counts a step of background work as under way. Want of memory is no failure: it passes, and then the step is done.
+async fn busy<T: Default>(engine: &Inner, step: impl Future<Output = FsResult<T>>) -> FsResult<T> {
     engine.busy.set(engine.busy.get() + 1);
     let result = step.await;
     engine.busy.set(engine.busy.get() - 1);
     engine.background_ended.notify();
-    result
+    match result {
+        Err(FsError::NoMemory) => {
+            engine.platform.clock.sleep(MEMORY_RETRY).await;
+            engine.cleaner_wanted.notify();
+            engine.buckets_changed.notify();
+            Ok(T::default())
+        }
+        result => result,
+    }
 }
 
 async fn clean(engine: &Rc<Inner>) -> FsResult<()> {
-    busy(engine, fold_overlay(engine)).await?;
+    while !engine.closing.get() && !engine.state.borrow().table.overlay.is_empty() {
+        busy(engine, fold_overlay(engine)).await?;
+    }
     loop {
         let wanted = engine.cleaner_wanted.ticket();
         let pressed = engine.journal.pressure_changed().ticket();
@@ -129,7 +142,7 @@ async fn fold_overlay(engine: &Rc<Inner>) -> FsResult<()> {
         match miss {
             Some(miss) => btree::load(engine, miss).await?,
             // A node in memory has taken its part of the overlay; what is left belongs to no node.
-            None => return Err(crate::vfs::FsError::Corrupt),
+            None => return Err(FsError::Corrupt),
         }
         if engine.closing.get() {
             return Ok(());
@@ -151,6 +164,11 @@ async fn discard_empty(engine: &Rc<Inner>) -> FsResult<()> {
             return Ok(());
         }
         let idle = engine.paused.get() || busy(engine, discard::free_empty_buckets(engine)).await? == 0;
+        let low = idle && !engine.paused.get() && engine.state.borrow().buckets.is_low();
+        if low && busy(engine, collect::collect_one(engine)).await? {
+            engine.make_durable(engine.newest_seq()).await?;
+            continue;
+        }
         if idle {
             if engine.paused.get() || engine.state.borrow().buckets.waiting_for_discard() == 0 {
                 engine.buckets_changed.after(changed).await;

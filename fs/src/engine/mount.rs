@@ -17,7 +17,7 @@ use moraine_format::node::NodePointer;
 use moraine_format::space::{DeviceUsage, bucket_pos, free_range_value};
 use moraine_format::superblock::Member;
 use moraine_format::{FormatError, Pos, Tree};
-use moraine_platform::sync::Event;
+use moraine_platform::sync::{Event, Semaphore};
 use moraine_platform::{Platform, info};
 
 /// The most keys a node may have when nothing else is asked for: more than fit.
@@ -140,6 +140,8 @@ impl Engine {
             devices: devices.clone(),
             journal,
             newest,
+            collecting: Semaphore::new(1),
+            uncollectable: RefCell::default(),
             loading: RefCell::default(),
             written_back: Event::new(),
             cleaner_wanted: Event::new(),

@@ -4,7 +4,7 @@ use super::{Engine, Inner};
 use crate::btree;
 use crate::device::Deps;
 use crate::space::buckets::{Short, Writer};
-use crate::space::discard;
+use crate::space::{collect, discard};
 use crate::vfs::{FsError, FsResult};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -12,6 +12,9 @@ use alloc::vec::Vec;
 use core::future::Future;
 use core::pin::Pin;
 use moraine_platform::{BLOCK_SIZE, Buf, Fua, warn};
+
+/// Buckets collected in a row without a free one more before a writer is told that there is no room.
+const FRUITLESS_MAX: usize = 32;
 
 /// A place on a device where data lies, as extent keys refer to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,12 +139,28 @@ impl Engine {
     ) -> FsResult<WrittenData> {
         assert!(data.len().is_multiple_of(BLOCK_SIZE), "data is written in whole blocks");
         assert!(reservation.bytes >= data.len() as u64, "data is written from a reservation that covers it");
+        self.place(kind, data, Some(reservation)).await
+    }
+
+    /// As [`Engine::write_data`], for background work that frees more than it takes and has a reserve of its own.
+    pub(crate) async fn write_unreserved(&self, kind: DataKind, data: Buf) -> FsResult<WrittenData> {
+        self.place(kind, data, None).await
+    }
+
+    async fn place(
+        &self,
+        kind: DataKind,
+        data: Buf,
+        mut reservation: Option<&mut SpaceReservation>,
+    ) -> FsResult<WrittenData> {
         let inner = &self.inner;
         let (mut holds, mut places) = (Vec::new(), Vec::new());
         let mut left = data.len() as u64;
         while left > 0 {
             let (hold, place) = inner.carve(Writer::Data(kind), left).await?;
-            reservation.consume(place.len as u64);
+            if let Some(reservation) = &mut reservation {
+                reservation.consume(place.len as u64);
+            }
             left -= place.len as u64;
             holds.push(hold);
             places.push(place);
@@ -190,6 +209,36 @@ impl Engine {
                     warn!("fs", "data read at {}:{}: {e}", place.device, place.offset);
                     Err(FsError::DeviceRead)
                 }
+            }
+        }
+    }
+
+    /// Tries to make room for `bytes` more: waits for buckets on their way to free, and collects fragmented ones. Says
+    /// whether it got anywhere, so that asking [`Engine::reserve`] again makes sense.
+    pub async fn make_room(&self, bytes: u64) -> FsResult<bool> {
+        let inner = &self.inner;
+        let before = inner.state.borrow().buckets.available();
+        let mut fruitless = 0;
+        loop {
+            inner.check_running()?;
+            if inner.state.borrow().buckets.available() >= bytes {
+                return Ok(true);
+            }
+            let unclaimed = inner.state.borrow().buckets.unclaimed();
+            let waiting = inner.state.borrow().buckets.waiting_for_discard() > 0;
+            if waiting {
+                inner.make_durable(inner.newest_seq()).await?;
+                if discard::free_empty_buckets(inner).await? > 0 {
+                    continue;
+                }
+            }
+            let collected = collect::collect_one(inner).await?;
+            inner.make_durable(inner.newest_seq()).await?;
+            discard::free_empty_buckets(inner).await?;
+            // Several buckets may have to be emptied before one more is free.
+            fruitless = if inner.state.borrow().buckets.unclaimed() > unclaimed { 0 } else { fruitless + 1 };
+            if !collected || fruitless > FRUITLESS_MAX {
+                return Ok(inner.state.borrow().buckets.available() > before);
             }
         }
     }

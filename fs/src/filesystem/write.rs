@@ -104,6 +104,7 @@ impl Inner {
                     self.make_durable(self.engine.last_seq()).await?;
                     continue;
                 }
+                Err(FsError::NoSpace) if self.engine.make_room(needed).await? => continue,
                 Err(e) => return Err(e),
             };
             let Some(data) = data.take() else { return Err(FsError::Invalid) };

@@ -52,6 +52,7 @@ kinds! {
     17 ReferenceOutside Loss "a key refers to bytes outside the buckets of its device";
     18 ReferencesOverlap Loss "two keys refer to the same bytes";
     19 GenerationWrong Loss "a key refers to an earlier use of a bucket";
+    20 FragmentedWrong Derived "the list of fragmented buckets is off";
     30 InodeMissing Structure "a name refers to no inode";
     31 LinkCountWrong Structure "an inode's link count is not its number of names";
     32 InodeUnreferenced Structure "an inode has no name and is not on its way out";

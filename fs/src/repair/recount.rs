@@ -11,8 +11,8 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
 use moraine_format::space::{
-    Alloc, Backpointer, BucketKind, DeviceUsage, PoolUsage, bucket_pos, free_range_value,
-    need_discard_bucket, need_discard_pos, parse_free_range,
+    Alloc, Backpointer, BucketKind, DeviceUsage, PoolUsage, bucket_pos, fragmented_bucket, fragmented_pos,
+    free_range_value, need_discard_bucket, need_discard_pos, parse_free_range,
 };
 use moraine_format::{Pos, Tree};
 
@@ -44,6 +44,7 @@ pub(super) async fn recount(check: &mut Check<'_>) -> FsResult<()> {
     let allocs = buckets(check, &truth, &mut fixes).await?;
     free_ranges(check, &allocs, &mut fixes).await?;
     need_discard(check, &allocs, &mut fixes).await?;
+    fragmented(check, &allocs, &mut fixes).await?;
     backpointers(check, &truth, &mut fixes).await?;
     counters(check, &allocs, &truth, &mut fixes)?;
     if check.repair == Repair::Yes {
@@ -287,6 +288,40 @@ async fn need_discard(
         check.report(FindingKind::NeedDiscardWrong, format!("bucket {}:{} has none", at.0, at.1), repair);
         let pos = need_discard_pos(alloc.seq_empty, at.0, at.1);
         fixes.push(((Tree::NeedDiscard, pos), Some([].as_slice().into())));
+    }
+    Ok(())
+}
+
+async fn fragmented(
+    check: &mut Check<'_>,
+    allocs: &BTreeMap<(u8, u64), Alloc>,
+    fixes: &mut Corrections,
+) -> FsResult<()> {
+    let repair = check.repair == Repair::Yes;
+    let geometry = check.engine.inner.geometry.clone();
+    let place = |at: (u8, u64), alloc: &Alloc| {
+        fragmented_pos(alloc, at.0, at.1, geometry.get(at.0 as usize).map_or(1, |g| g.bucket_bytes))
+    };
+    let mut have = BTreeSet::new();
+    each_key(check, Tree::Lru, 0, |check, pos, _| {
+        let at = fragmented_bucket(pos);
+        if allocs.get(&at).and_then(|alloc| place(at, alloc)) == Some(pos) {
+            have.insert(at);
+        } else {
+            check.report(FindingKind::FragmentedWrong, format!("stray key {pos}"), repair);
+            fixes.push(((Tree::Lru, pos), None));
+        }
+    })
+    .await?;
+    for (at, alloc) in allocs.iter().filter(|(at, _)| !have.contains(*at)) {
+        if let Some(pos) = place(*at, alloc) {
+            check.report(
+                FindingKind::FragmentedWrong,
+                format!("bucket {}:{} is missing", at.0, at.1),
+                repair,
+            );
+            fixes.push(((Tree::Lru, pos), Some([].as_slice().into())));
+        }
     }
     Ok(())
 }

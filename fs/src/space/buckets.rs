@@ -17,6 +17,9 @@ const METADATA_BUCKETS_MIN: u64 = 8;
 /// Metadata's reserve as a share of the device: one part in so many.
 const METADATA_SHARE: u64 = 64;
 
+/// Below this part of free buckets, besides metadata's reserve, fragmented ones are collected: one part in so many.
+const LOW_SHARE: u64 = 32;
+
 /// How a device is cut into buckets. Bucket `n` begins at byte `n × bucket_bytes`; those that hold superblocks or the
 /// journal are in no free range and in no counter.
 #[derive(Clone, Copy, Debug)]
@@ -139,6 +142,13 @@ impl Buckets {
         self.unclaimed() < self.members.iter().map(|m| Self::metadata_reserve(m) / 2).sum::<u64>()
     }
 
+    /// Whether free buckets are so few that fragmented ones should be collected ahead of need.
+    pub(crate) fn is_low(&self) -> bool {
+        let wanted: u64 =
+            self.members.iter().map(|m| Self::metadata_reserve(m) + m.geometry.usable / LOW_SHARE).sum();
+        self.unclaimed() + self.waiting_for_discard() < wanted
+    }
+
     /// Bytes of data that can still be promised.
     pub(crate) fn available(&self) -> u64 {
         let reserve = self.members.iter().map(Self::metadata_reserve).sum::<u64>();
@@ -198,7 +208,12 @@ impl Buckets {
     fn open(&mut self, device: u8, writer: Writer) -> Result<(), Short> {
         let unclaimed = self.unclaimed();
         let m = &mut self.members[device as usize];
-        if writer != Writer::Nodes && unclaimed <= Self::metadata_reserve(m) / 2 {
+        let floor = match writer {
+            Writer::Nodes => 0,
+            Writer::Data(DataKind::User) => Self::metadata_reserve(m) / 2,
+            Writer::Data(DataKind::Moved) => Self::metadata_reserve(m) / 4,
+        };
+        if unclaimed < floor || (floor > 0 && unclaimed == floor) {
             return Err(Short::Full);
         }
         let Some((bucket, generation)) = m.window.pop_front() else {

@@ -9,8 +9,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use moraine_format::node::NodePointer;
 use moraine_format::space::{
-    Alloc, Backpointer, BucketKind, DeviceUsage, PoolUsage, bucket_pos, free_range_value, need_discard_pos,
-    parse_free_range,
+    Alloc, Backpointer, BucketKind, DeviceUsage, PoolUsage, bucket_pos, fragmented_pos, free_range_value,
+    need_discard_pos, parse_free_range,
 };
 use moraine_format::{FormatError, Pos, Tree, extent};
 
@@ -158,7 +158,8 @@ pub(crate) fn derive(
     let mut usages = BTreeMap::new();
     let mut transitions = Vec::new();
     for ((device, bucket), delta) in deltas {
-        transitions.extend(apply_delta(view, &mut usages, device, bucket, &delta, seq)?);
+        let bytes = geometry[device as usize].bucket_bytes;
+        transitions.extend(apply_delta(view, &mut usages, (device, bucket, bytes), &delta, seq)?);
     }
     for (device, usage) in usages {
         view.put(Tree::Accounting, DeviceUsage::pos(device), &usage.to_bytes());
@@ -206,8 +207,7 @@ fn usage_of<'u>(
 fn apply_delta(
     view: &mut View<'_>,
     usages: &mut BTreeMap<u8, DeviceUsage>,
-    device: u8,
-    bucket: u64,
+    (device, bucket, bucket_bytes): (u8, u64, u64),
     delta: &Delta,
     seq: u64,
 ) -> Result<Option<Transition>, Miss> {
@@ -234,6 +234,11 @@ fn apply_delta(
     if after.needs_discard() && !before.needs_discard() {
         after.seq_empty = seq;
         view.put(Tree::NeedDiscard, need_discard_pos(seq, device, bucket), &[]);
+    }
+    let listed = [&before, &after].map(|a| fragmented_pos(a, device, bucket, bucket_bytes));
+    if listed[0] != listed[1] {
+        listed[0].iter().for_each(|pos| view.delete(Tree::Lru, *pos));
+        listed[1].iter().for_each(|pos| view.put(Tree::Lru, *pos, &[]));
     }
     view.put(Tree::Alloc, pos, &after.to_bytes());
     count(usage_of(view, usages, device)?, &before, &after);
