@@ -217,7 +217,14 @@ pub async fn read_history(devices: &Devices, superblock: &Superblock) -> Result<
             buf = read_bucket(devices, device, bucket.start, buf, &mut found.report).await?;
             scan(device, n, &buf, tag, &mut found);
         }
-        rings.push(RingDevice { index: device, bucket_bytes, buckets, current: None, failed: false });
+        rings.push(RingDevice {
+            index: device,
+            bucket_bytes,
+            buckets,
+            current: None,
+            failed: false,
+            free: 0,
+        });
     }
     let replicas = usize::from(superblock.journal_replicas);
     if found.report.missing >= replicas {

@@ -26,6 +26,8 @@ pub(super) struct RingDevice {
     pub(super) current: Option<(usize, u64)>,
     /// Not written to any more.
     pub(super) failed: bool,
+    /// How many buckets are free: asked for with every commit, so not counted each time.
+    pub(super) free: u64,
 }
 
 /// One bucket of the ring.
@@ -83,6 +85,7 @@ impl Ring {
                 ring.continue_in_used_bucket(i);
             }
         }
+        ring.count_free();
         ring
     }
 
@@ -130,7 +133,16 @@ impl Ring {
     /// Entries before `seq` are not needed any more.
     pub(super) fn needed_from(&mut self, seq: Seq) {
         assert!(seq >= self.needed_from, "the tail of the journal moves forward only");
-        self.needed_from = seq;
+        if seq > self.needed_from {
+            self.needed_from = seq;
+            self.count_free();
+        }
+    }
+
+    fn count_free(&mut self) {
+        for i in 0..self.devices.len() {
+            self.devices[i].free = self.free_buckets(i).count() as u64;
+        }
     }
 
     /// Whether a bucket would become free if the tail moved to `seq`.
@@ -172,7 +184,7 @@ impl Ring {
     }
 
     fn available_on(&self, i: usize) -> u64 {
-        let takeable = (self.free_buckets(i).count() as u64).saturating_sub(1);
+        let takeable = self.devices[i].free.saturating_sub(1);
         match takeable {
             0 => self.rest(i),
             n => {
@@ -250,6 +262,7 @@ impl Ring {
             Some(next) if rest < need || (rest < (self.entry_max / 2) as u64 && more) => {
                 device.current = Some((next, 0));
                 device.buckets[next].newest = Seq::ZERO;
+                self.count_free();
                 true
             }
             _ => rest >= need,
@@ -283,9 +296,9 @@ impl fmt::Display for Ring {
             self.available(0),
             self.capacity()
         )?;
-        for (i, device) in self.devices.iter().enumerate() {
+        for device in &self.devices {
             let failed = if device.failed { ", failed" } else { "" };
-            let (free, count) = (self.free_buckets(i).count(), device.buckets.len());
+            let (free, count) = (device.free, device.buckets.len());
             write!(f, "\n  device {}{failed}: {free} of {count} buckets free", device.index)?;
             if let Some((bucket, at)) = device.current {
                 write!(f, ", filling {bucket} at {at} of {}", device.bucket_bytes)?;
@@ -306,7 +319,7 @@ mod tests {
     fn device(index: u8, buckets: u64, bucket_bytes: u64) -> RingDevice {
         let bucket = |n| Bucket { start: (n + 3) * bucket_bytes, newest: Seq::ZERO, filled: 0 };
         let buckets = (0..buckets).map(bucket).collect();
-        RingDevice { index, bucket_bytes, buckets, current: None, failed: false }
+        RingDevice { index, bucket_bytes, buckets, current: None, failed: false, free: 0 }
     }
 
     #[test]
@@ -360,7 +373,7 @@ mod tests {
         }
         used.dedup();
         assert_eq!(used.len(), 3);
-        assert_eq!(ring.free_buckets(0).count(), 1);
+        assert_eq!((ring.devices[0].free, ring.free_buckets(0).count()), (1, 1));
     }
 
     #[test]
