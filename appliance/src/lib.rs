@@ -8,6 +8,7 @@
 //! | `config.rs` | [`Config`]: the words of the boot command line as values |
 //! | `exports.rs` | [`serve_exports`]: NFS and NBD over a mounted filesystem, from start to orderly stop |
 //! | `survey.rs` | [`survey`], [`plan`]: what is on the disks, and what to do about it |
+//! | `pool.rs` | [`open_pool`], [`Pool`]: from disks to a filesystem, and back; [`Idle`]: why not |
 //! | `stop.rs` | [`Stop`]: how a power button or a signal asks for the end |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@ extern crate alloc;
 
 mod config;
 mod exports;
+mod pool;
 mod stop;
 mod survey;
 
@@ -23,5 +25,6 @@ pub use config::{
     Addressing, BUDGET_MIN, BlankDisks, Complaint, Config, OnPanic, Reason, StaticAddress, parse_size,
 };
 pub use exports::{Exports, Listen, NBD_PORT, NFS_PORT, PORTMAP_PORT, StartError, serve_exports};
+pub use pool::{Idle, Pool, PoolMemory, open_pool};
 pub use stop::Stop;
 pub use survey::{Disk, Plan, plan, survey};

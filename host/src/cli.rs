@@ -5,6 +5,8 @@
 
 mod disks;
 mod dump;
+mod fsck;
+mod mkfs;
 mod serve;
 
 use crate::os;
@@ -26,6 +28,10 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Make a pool of blank disks or new image files.
+    Mkfs(mkfs::Mkfs),
+    /// Check a pool: read everything, name each inconsistency, mend what can be mended.
+    Fsck(fsck::Fsck),
     /// Serve a pool over NFS and NBD from this process until SIGTERM or Ctrl-C.
     Serve(serve::Serve),
     /// Show what is on the disks of a pool: superblock, journal, any tree, any node.
@@ -41,10 +47,28 @@ impl<E: fmt::Display> From<E> for Failure {
     }
 }
 
+/// Parses the process's command line and runs it to its exit code.
+pub fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => run(cli),
+        Err(e) => {
+            let _ = e.print();
+            let is_fsck = std::env::args().skip(1).find(|a| !a.starts_with('-')).is_some_and(|a| a == "fsck");
+            match (e.exit_code(), is_fsck) {
+                (0, _) => ExitCode::SUCCESS,
+                (_, true) => fsck::USAGE.into(),
+                (code, false) => u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from),
+            }
+        }
+    }
+}
+
 /// Runs a parsed command line to its exit code.
-pub fn run(cli: Cli) -> ExitCode {
+fn run(cli: Cli) -> ExitCode {
     os::log_to_stderr(cli.log);
     let result = match cli.command {
+        Command::Mkfs(mkfs) => mkfs.run(),
+        Command::Fsck(fsck) => fsck.run(),
         Command::Serve(serve) => serve.run(),
         Command::Dump(dump) => dump.run(),
     };
@@ -55,6 +79,11 @@ pub fn run(cli: Cli) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let bytes = moraine_appliance::parse_size(text).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| "wanted a number of bytes, like 512M or 8G".to_owned())
 }
 
 fn level(name: &str) -> Result<Level, String> {

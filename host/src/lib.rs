@@ -6,7 +6,7 @@
 //!
 //! | room | what lives there |
 //! |---|---|
-//! | [`cli`] | the `moraine` command: `serve`, and its arguments and exit codes |
+//! | [`cli`] | the `moraine` command: `mkfs`, `fsck`, `dump`, `serve`; arguments and exit codes |
 //! | [`os`] | `platform` on an operating system: clock, randomness, tasks, offload, disks, network, log |
 #![forbid(unsafe_code)]
 

@@ -48,10 +48,10 @@ struct Serving {
     nbd: SocketAddr,
 }
 
-fn serve(arguments: &[&str]) -> Serving {
+fn serve(arguments: &[&str], paths: &[&Path]) -> Serving {
     let free = ["--nfs", "127.0.0.1:0", "--nbd", "127.0.0.1:0"];
     let mut command = moraine();
-    command.arg("serve").args(arguments).args(free).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.arg("serve").args(arguments).args(free).args(paths).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = command.spawn().unwrap();
     let mut line = String::new();
     BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -76,7 +76,7 @@ impl Serving {
 
 #[test]
 fn serve_says_exactly_where_it_answers_and_ends_cleanly_on_sigterm() {
-    let serving = serve(&["--memory"]);
+    let serving = serve(&["--memory"], &[]);
     let mut greeting = [0; 8];
     TcpStream::connect(serving.nbd).unwrap().read_exact(&mut greeting).unwrap();
     assert_eq!(&greeting, b"NBDMAGIC");
@@ -91,7 +91,7 @@ fn serve_says_exactly_where_it_answers_and_ends_cleanly_on_sigterm() {
 
 #[test]
 fn a_client_in_the_middle_of_nothing_does_not_hold_up_the_end() {
-    let serving = serve(&["--memory"]);
+    let serving = serve(&["--memory"], &[]);
     let idle = [TcpStream::connect(serving.nfs).unwrap(), TcpStream::connect(serving.nbd).unwrap()];
     assert_eq!(serving.end(), Some(0));
     for mut client in idle {
@@ -108,6 +108,8 @@ fn wrong_usage_ends_with_two() {
         &["serve"],
         &["serve", "--memory", "disk"],
         &["serve", "--memory", "--nfs", "nowhere"],
+        &["mkfs"],
+        &["mkfs", "disk", "--size", "much"],
         &["dump"],
         &["dump", "disk", "--tree", "oak"],
         &["--log", "loud", "serve", "--memory"],
@@ -133,4 +135,63 @@ fn dump_names_what_is_on_a_disk_that_is_no_member() {
     let output = run(&["dump"], &[&scratch.0.join("missing")]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("missing: No such file"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_pool_is_made_checked_served_and_shown() {
+    let scratch = Scratch::new("pool");
+    let disks = [scratch.0.join("a.img"), scratch.0.join("b.img")];
+    let paths = disks.each_ref().map(PathBuf::as_path);
+    let made = run(&["mkfs", "--size", "256M", "--label", "attic"], &paths);
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
+    assert!(text(&made.stdout).starts_with("made the pool 'attic' of "));
+
+    let again = run(&["mkfs"], &paths);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("member 0 of the pool 'attic'"), "{}", text(&again.stderr));
+
+    let checked = run(&["fsck"], &paths);
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stdout));
+    assert!(text(&checked.stdout).contains(" 0 found wrong"));
+
+    let tree = run(&["dump", "--tree", "inodes"], &paths);
+    assert_eq!(text(&tree.stdout).lines().count(), 2, "the root and its volumes: {}", text(&tree.stdout));
+    let one = run(&["dump", "--tree", "inodes"], &paths[..1]);
+    assert_eq!(one.status.code(), Some(1), "half a pool is none");
+
+    let serving = serve(&[], &paths);
+    let locked = run(&["fsck"], &paths);
+    assert_eq!(locked.status.code(), Some(8));
+    assert!(text(&locked.stderr).contains("in use by another process"), "{}", text(&locked.stderr));
+    assert_eq!(serving.end(), Some(0));
+    let shown = run(&["dump"], &paths);
+    assert_eq!(text(&shown.stdout).matches("last ended cleanly").count(), 2);
+
+    // The process is cut off, as by a power failure: the pool mounts again and is whole.
+    let mut serving = serve(&[], &paths);
+    serving.process.kill().unwrap();
+    serving.process.wait().unwrap();
+    let shown = run(&["dump"], &paths);
+    assert_eq!(text(&shown.stdout).matches("last did not end").count(), 2);
+    assert_eq!(run(&["fsck"], &paths).status.code(), Some(0));
+
+    assert_eq!(run(&["mkfs", "--force", "--label", "cellar"], &paths).status.code(), Some(0));
+}
+
+#[test]
+fn what_is_no_pool_is_neither_served_nor_overwritten() {
+    let scratch = Scratch::new("foreign");
+    let foreign = scratch.file("notes", 256 << 20);
+    let mut content = std::fs::OpenOptions::new().write(true).open(&foreign).unwrap();
+    std::io::Write::write_all(&mut content, b"do not lose this").unwrap();
+    for arguments in [&["serve"][..], &["mkfs"]] {
+        let output = run(arguments, &[&foreign]);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(text(&output.stderr).contains("data of an unknown kind"), "{}", text(&output.stderr));
+    }
+    let idle = run(&["serve"], &[&foreign]);
+    assert!(text(&idle.stderr).contains("moraine idle"), "{}", text(&idle.stderr));
+    assert_eq!(run(&["fsck"], &[&foreign]).status.code(), Some(8));
+    assert_eq!(run(&["fsck"], &[]).status.code(), Some(16));
+    assert_eq!(std::fs::read(&foreign).unwrap()[..16], *b"do not lose this");
 }

@@ -1,9 +1,10 @@
 //! `moraine serve`: a pool over NFS and NBD from an ordinary process.
 
-use super::Failure;
-use crate::os::{self, OsNetwork};
+use super::disks::open_all;
+use super::{Failure, size};
+use crate::os::{self, OpenMode, OsNetwork};
 use clap::Args;
-use moraine_appliance::{Listen, Stop, serve_exports};
+use moraine_appliance::{Config, Listen, PoolMemory, Stop, open_pool, serve_exports};
 use moraine_fs::Vfs;
 use moraine_model::Model;
 use moraine_platform::Platform;
@@ -13,9 +14,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use tokio::signal::unix::{SignalKind, signal};
-
-/// Memory the exports are told to plan for, in bytes.
-const MEMORY: u64 = 512 << 20;
 
 /// Arguments of `moraine serve`.
 #[derive(Args, Debug)]
@@ -32,6 +30,9 @@ pub(super) struct Serve {
     /// Also answer as the system's portmapper, on TCP and UDP (usually HOST:111).
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     portmap: Option<SocketAddr>,
+    /// Memory to plan for: caches, and payload in flight.
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "512M")]
+    budget: u64,
     /// For developers of the exports: serve an empty filesystem in memory, without disks; everything is lost at the
     /// end.
     #[arg(long)]
@@ -41,12 +42,18 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         os::run(async |platform| {
-            if !self.memory {
-                return Err(Failure("this build serves only --memory".to_owned()));
+            if self.memory {
+                let model = Model::new(platform.clock.clone(), platform.rng.clone());
+                self.serve(&platform, Rc::new(model)).await?;
+                return Ok(ExitCode::SUCCESS);
             }
-            let model = Model::new(platform.clock.clone(), platform.rng.clone());
-            self.serve(&platform, Rc::new(model)).await?;
-            Ok(ExitCode::SUCCESS)
+            let disks = open_all(&self.disks, OpenMode::Write)?;
+            let memory = PoolMemory::of(self.budget);
+            let pool = open_pool(&platform, &disks, &Config::default(), memory).await;
+            let pool = pool.map_err(|idle| Failure(idle.to_string()))?;
+            let served = self.serve(&platform, pool.files()).await;
+            pool.unmount().await?;
+            served.map(|_| ExitCode::SUCCESS)
         })?
     }
 
@@ -54,7 +61,7 @@ impl Serve {
     async fn serve<V: Vfs + 'static>(&self, platform: &Platform, vfs: Rc<V>) -> Result<Rc<V>, Failure> {
         let stop = stop_on_signals()?;
         let listen = Listen { nfs: Some(self.nfs), nbd: Some(self.nbd), portmap: self.portmap };
-        let exports = serve_exports(platform, vfs, Rc::new(OsNetwork), listen, MEMORY)?;
+        let exports = serve_exports(platform, vfs, Rc::new(OsNetwork), listen, self.budget)?;
         let boot = platform.clock.now().since(moraine_platform::Instant(0));
         let mut out = std::io::stdout();
         writeln!(out, "{}", exports.ready_line(boot, Some(std::process::id())))?;
