@@ -114,8 +114,14 @@ pub(crate) struct Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.owner.state.borrow_mut().buckets.release(self.device, self.bucket);
-        self.owner.buckets_changed.notify();
+        let awaited = {
+            let buckets = &mut self.owner.state.borrow_mut().buckets;
+            buckets.release(self.device, self.bucket);
+            buckets.waiting_for_discard() > 0
+        };
+        if awaited {
+            self.owner.buckets_changed.notify();
+        }
     }
 }
 
