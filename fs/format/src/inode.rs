@@ -60,10 +60,11 @@ pub struct InodeRaw {
     rdev_minor: U32,
     create_verifier: [u8; 8],
     options: [u8; 8],
+    content_version: U64,
 }
 
 const RAW_LEN: usize = size_of::<InodeRaw>();
-const _: () = assert!(RAW_LEN == 136);
+const _: () = assert!(RAW_LEN == 144);
 
 /// Kinds of objects, as numbered on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -157,6 +158,8 @@ pub struct Inode {
     pub create_verifier: Option<[u8; 8]>,
     /// Per-file options (checksum, compression, replicas …): reserved, zero.
     pub options: [u8; 8],
+    /// Grows with every commit of content, so that two commits that touch the same bytes always conflict.
+    pub content_version: u64,
     /// Target of a symbolic link, else empty.
     pub target: Box<[u8]>,
     /// Fields of a later version, kept as they are.
@@ -186,6 +189,7 @@ impl Inode {
             rdev: (0, 0),
             create_verifier: None,
             options: [0; 8],
+            content_version: 0,
             target: Box::default(),
             unknown: Box::default(),
         }
@@ -237,6 +241,7 @@ impl Inode {
             rdev: (raw.rdev_major.get(), raw.rdev_minor.get()),
             create_verifier: (flags & FLAG_CREATE_VERIFIER != 0).then_some(raw.create_verifier),
             options: raw.options,
+            content_version: raw.content_version.get(),
             target: target.into(),
             unknown: unknown.into(),
         })
@@ -270,6 +275,7 @@ impl Inode {
             rdev_minor: self.rdev.1.into(),
             create_verifier: self.create_verifier.unwrap_or_default(),
             options: self.options,
+            content_version: self.content_version.into(),
         };
         let mut out = Vec::with_capacity(fixed_len + self.target.len());
         out.extend_from_slice(raw.as_bytes());
@@ -332,6 +338,7 @@ mod tests {
             parent: 2,
             parent_offset: 0x1234,
             create_verifier: Some(*b"verifier"),
+            content_version: 6,
             ..Inode::new(InodeKind::File, [0xab; 16])
         }
     }
@@ -339,8 +346,8 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let value = sample().to_value();
-        assert_eq!(value.len(), 136);
-        assert_eq!(&value[..8], &[1, 1, 136, 0, 0xed, 0x09, 1, 62]);
+        assert_eq!(value.len(), 144);
+        assert_eq!(&value[..8], &[1, 1, 144, 0, 0xed, 0x09, 1, 62]);
         assert_eq!(&value[8..16], &[4, 3, 2, 1, 8, 7, 6, 5]);
         assert_eq!(&value[16..24], &[2, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(&value[24..32], &[0x55, 0x44, 0x33, 0x22, 0x11, 0, 0, 0]);
@@ -348,6 +355,7 @@ mod tests {
         assert_eq!(&value[88..96], &[0x34, 0x12, 0, 0, 0, 0, 0, 0]);
         assert_eq!(&value[96..112], &[0xab; 16]);
         assert_eq!(&value[120..128], b"verifier");
+        assert_eq!(value[136], 6);
         assert_eq!(
             sample().to_string(),
             "file mode 4755 uid 16909060 gid 84281096 nlink 2 size 73588229205 used 8192 atime 1 mtime 2 ctime 3 \
@@ -384,7 +392,7 @@ mod tests {
         };
         refuse(0, 2, FormatError::Unsupported);
         refuse(1, 8, FormatError::Unsupported);
-        refuse(2, 135, FormatError::Length);
+        refuse(2, 143, FormatError::Length);
         refuse(5, 0xff, FormatError::Value);
         refuse(7, 63, FormatError::Unsupported);
         refuse(23, 0x80, FormatError::Unsupported);

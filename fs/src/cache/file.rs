@@ -20,7 +20,7 @@ pub(crate) struct File {
     pub(crate) unlogged_pages: usize,
     /// Size and times of unsynced writes; there as long as unlogged pages are.
     pub(crate) pending: Option<Pending>,
-    /// The last commit of its content.
+    /// The last commit of its content, or a later one.
     pub(crate) last_seq: Seq,
     /// Changes whenever content does: what was loaded before may be old.
     pub(crate) epoch: u64,
@@ -36,14 +36,14 @@ pub(crate) struct File {
 }
 
 impl File {
-    pub(crate) fn new(epoch: u64) -> File {
+    pub(crate) fn new(epoch: u64, last_seq: Seq) -> File {
         File {
             groups: BTreeMap::new(),
             dirty_groups: BTreeSet::new(),
             dirty_pages: 0,
             unlogged_pages: 0,
             pending: None,
-            last_seq: Seq(0),
+            last_seq,
             epoch,
             streams: Streams::default(),
             ahead: false,

@@ -10,7 +10,8 @@ pub(crate) const GROUP_PAGES: u64 = 16;
 pub(crate) struct Dirty {
     /// Which content it is: grows with each change, over all pages of the cache.
     pub(crate) version: u64,
-    /// The oldest change in it that no write-back has taken.
+    /// No change in it is older than this, but for those that are committed: a sync of changes up to a version must
+    /// wait for every page whose `since` is not later, also when a copy of it is on its way already.
     pub(crate) since: u64,
     /// Copies older than this must not be committed any more: something newer was, or the page was cut.
     pub(crate) floor: u64,

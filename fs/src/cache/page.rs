@@ -17,6 +17,14 @@ impl Meter {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.get()
     }
+
+    pub(crate) fn add(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() + bytes);
+    }
+
+    pub(crate) fn sub(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() - bytes);
+    }
 }
 
 /// A buffer whose parts are pages.
@@ -27,7 +35,7 @@ struct Memory {
 
 impl Memory {
     fn new(buf: Buf, meter: &Rc<Meter>) -> Rc<Memory> {
-        meter.bytes.set(meter.bytes.get() + footprint(&buf));
+        meter.add(footprint(&buf));
         Rc::new(Memory { buf, meter: meter.clone() })
     }
 }
@@ -38,7 +46,7 @@ fn footprint(buf: &Buf) -> usize {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.meter.bytes.set(self.meter.bytes.get() - footprint(&self.buf));
+        self.meter.sub(footprint(&self.buf));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::CacheBudget;
 use super::file::File;
-use super::group::{Cached, Dirty, GROUP_PAGES, Slot};
+use super::group::{Cached, Dirty, GROUP_PAGES, Group, Slot};
 use super::page::{Meter, Page, Pages};
 use crate::engine::SpaceReservation;
 use crate::namespace::{Pending, PendingAttrs};
@@ -15,6 +15,8 @@ use core::ops::Range;
 use moraine_platform::{BLOCK_SIZE, Instant};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
+/// Memory of a group's bookkeeping: it counts, or reading holes would take memory without bound.
+const GROUP_BYTES: usize = size_of::<Group>();
 /// Entries of groups that are gone that the ring may hold before it is swept.
 const RING_SLACK: usize = 1024;
 
@@ -58,7 +60,6 @@ pub(crate) struct TakenPage {
     pub(crate) number: u64,
     pub(crate) page: Page,
     pub(crate) version: u64,
-    since: u64,
 }
 
 /// Which dirty pages a write-back is about.
@@ -106,8 +107,11 @@ pub(crate) struct Cache {
     queue: VecDeque<(Instant, ObjectId)>,
     /// The newest commit of any file that is no longer here.
     forgotten_seq: Seq,
-    /// Space for every dirty page that no write-back has taken.
+    /// Space for every dirty page that no write-back has taken, but for those `owed`.
     reserved: SpaceReservation,
+    /// Dirty pages that lost their reservation: a write-back failed, or a page was cut in the middle of one, and the
+    /// pool was full or had stopped. Writing them back has to ask for space.
+    owed: u64,
 }
 
 impl PendingAttrs for core::cell::RefCell<Cache> {
@@ -133,6 +137,7 @@ impl Cache {
             queue: VecDeque::new(),
             forgotten_seq: Seq(0),
             reserved,
+            owed: 0,
         })
     }
 
@@ -164,7 +169,7 @@ impl Cache {
             // It may have been here before: then a COMMIT of it has to wait for what was committed before it left.
             let last_seq = self.forgotten_seq;
             let epoch = self.next();
-            self.files.insert(object, File { last_seq, ..File::new(epoch) });
+            self.files.insert(object, File::new(epoch, last_seq));
         }
         self.files.get_mut(&object).expect("just made sure of")
     }
@@ -275,11 +280,12 @@ impl Cache {
         self.zeroes.page((number % GROUP_PAGES) as usize * BLOCK_SIZE)
     }
 
-    fn group(&mut self, object: ObjectId, index: u64) -> &mut super::group::Group {
+    fn group(&mut self, object: ObjectId, index: u64) -> &mut Group {
         let file = self.file(object);
         if let alloc::collections::btree_map::Entry::Vacant(vacant) = file.groups.entry(index) {
             vacant.insert(Box::default());
             self.groups += 1;
+            self.meter.add(GROUP_BYTES);
             self.ring.push_back((object, index));
             if self.ring.len() > 2 * self.groups + RING_SLACK {
                 let files = &self.files;
@@ -348,6 +354,7 @@ impl Cache {
         {
             file.groups.remove(&index);
             self.groups -= 1;
+            self.meter.sub(GROUP_BYTES);
             self.settle(object);
         }
     }
@@ -420,21 +427,18 @@ impl Cache {
         let file = self.files.get_mut(&object).expect("a page's file is in memory");
         let before = file.dirty(number).copied();
         let dirty = match before {
-            Some(d) if !d.taken => {
-                Dirty { version, since: if d.logged { version } else { d.since }, logged: false, ..d }
-            }
-            Some(d) => Dirty { version, since: version, taken: false, logged: false, floor: d.floor },
+            Some(d) => Dirty { version, taken: false, logged: false, ..d },
             None => Dirty { version, since: version, floor: version, taken: false, logged: false },
         };
-        if before.is_none_or(|d| d.taken) {
-            self.reserved.merge(space.split(BLOCK));
-        }
         self.dirty_pages += usize::from(before.is_none());
         file.set_dirty(number, dirty);
         file.epoch = version;
         if !file.queued {
             file.queued = true;
             self.queue.push_back((now, object));
+        }
+        if before.is_none_or(|d| d.taken) {
+            self.put_space(space);
         }
     }
 
@@ -467,15 +471,13 @@ impl Cache {
             match before {
                 Some(d) => {
                     let version = self.next();
-                    let file = self.files.get_mut(&object).expect("looked at above");
-                    // What a write-back took of it is old now: the page needs space of its own again. If there is none
-                    // the content is safe in the tree, or the write-back takes what it can get.
+                    // What a write-back took of it is old now: the page needs space of its own again.
                     if d.taken {
-                        self.reserved.merge(space.split(BLOCK));
+                        self.put_space(space);
                     }
-                    let since = if d.taken { version } else { d.since };
+                    let since = if settled { version } else { d.since };
                     let dirty = Dirty { version, since, floor: version, taken: false, logged: settled };
-                    file.set_dirty(edge.page, dirty);
+                    self.file(object).set_dirty(edge.page, dirty);
                 }
                 None if settled && space.bytes() >= BLOCK => {
                     let version = self.next();
@@ -508,7 +510,7 @@ impl Cache {
         if let Some(dirty) = file.forget_dirty(number) {
             self.dirty_pages -= 1;
             if !dirty.taken {
-                drop(self.reserved.split(BLOCK));
+                drop(self.take_space(1));
             }
         }
         if let Some(slot) = self.slot_mut(object, number) {
@@ -537,6 +539,7 @@ impl Cache {
         let file = self.files.get_mut(&object).expect("looked at above");
         file.epoch = version;
         self.groups -= file.groups.len();
+        self.meter.sub(GROUP_BYTES * file.groups.len());
         file.groups.clear();
         self.settle(object);
     }
@@ -554,19 +557,18 @@ impl Cache {
         let mut taken: Vec<TakenPage> = Vec::new();
         let mut in_flight = false;
         for (number, cached, dirty) in file.dirty_in(pages) {
-            if dirty.since > until || (which == Which::Unlogged && dirty.logged) {
+            let wanted = match dirty.logged {
+                true => which == Which::All && dirty.version <= until,
+                false => dirty.since <= until,
+            };
+            if !wanted {
                 continue;
             }
             if dirty.taken {
                 in_flight = true;
                 continue;
             }
-            taken.push(TakenPage {
-                number,
-                page: cached.page.clone(),
-                version: dirty.version,
-                since: dirty.since,
-            });
+            taken.push(TakenPage { number, page: cached.page.clone(), version: dirty.version });
             if taken.len() == max {
                 break;
             }
@@ -578,7 +580,7 @@ impl Cache {
             let cached = file.cached_mut(page.number).expect("just seen");
             cached.dirty.as_mut().expect("just seen").taken = true;
         }
-        let space = self.reserved.split(taken.len() as u64 * BLOCK);
+        let space = self.take_space(taken.len() as u64);
         Take::Batch(taken, space)
     }
 
@@ -597,6 +599,7 @@ impl Cache {
             self.dirty_pages -= 1;
         } else if let Some(dirty) = file.cached_mut(page.number).and_then(|c| c.dirty.as_mut()) {
             dirty.floor = dirty.floor.max(page.version);
+            dirty.since = dirty.since.max(page.version + 1);
         }
     }
 
@@ -606,31 +609,28 @@ impl Cache {
         let Some(file) = self.files.get_mut(&object) else { return };
         let Some(mut dirty) = file.dirty(number).copied() else { return };
         dirty.floor = dirty.floor.max(version);
+        dirty.since = dirty.since.max(version + 1);
         if dirty.version == version && !keep && !dirty.taken {
             file.forget_dirty(number);
             self.dirty_pages -= 1;
-            drop(self.reserved.split(BLOCK));
+            drop(self.take_space(1));
             return;
         }
         dirty.logged |= dirty.version == version;
         file.set_dirty(number, dirty);
     }
 
-    /// A write-back failed or was given up: its pages are as dirty as before. `space` is what was reserved anew.
-    pub(crate) fn untake(&mut self, object: ObjectId, pages: &[TakenPage], space: SpaceReservation) {
-        // Space for pages that are gone goes back when what is left of it drops.
-        let mut space = space;
+    /// A write-back failed or was given up: its pages are as dirty as before. `space` is what could be reserved anew.
+    pub(crate) fn untake(&mut self, object: ObjectId, pages: &[TakenPage], mut space: Option<SpaceReservation>) {
         for page in pages {
             let Some(file) = self.files.get_mut(&object) else { break };
             let Some(dirty) = file.cached_mut(page.number).and_then(|c| c.dirty.as_mut()) else { continue };
-            if dirty.floor >= page.version && dirty.version != page.version {
-                // It was committed, or something newer was.
-                continue;
-            }
-            dirty.since = dirty.since.min(page.since);
             if dirty.taken && dirty.version == page.version {
                 dirty.taken = false;
-                self.reserved.merge(space.split(BLOCK));
+                match &mut space {
+                    Some(space) => self.put_space(space),
+                    None => self.owed += 1,
+                }
             }
         }
     }
@@ -689,10 +689,24 @@ impl Cache {
         self.files.iter().filter(|(_, f)| f.dirty_pages > 0).map(|(object, _)| *object).collect()
     }
 
+    /// Adds the space of one page.
+    fn put_space(&mut self, space: &mut SpaceReservation) {
+        let page = space.split(BLOCK);
+        self.owed += u64::from(page.bytes() < BLOCK);
+        self.reserved.merge(page);
+    }
+
+    /// Takes the space of some dirty pages; less if some are owed.
+    fn take_space(&mut self, pages: u64) -> SpaceReservation {
+        let space = self.reserved.split(pages * BLOCK);
+        self.owed -= pages - space.bytes() / BLOCK;
+        space
+    }
+
     /// Whether what is reserved is exactly what dirty pages need: write-back never meets a full pool.
     pub(crate) fn is_covered(&self) -> bool {
         let all = || self.files.values().flat_map(|f| f.dirty_in(0..u64::MAX / BLOCK));
         let waiting = all().filter(|(_, _, dirty)| !dirty.taken).count() as u64;
-        self.reserved.bytes() == waiting * BLOCK && self.dirty_pages == all().count()
+        self.reserved.bytes() + self.owed * BLOCK == waiting * BLOCK && self.dirty_pages == all().count()
     }
 }

@@ -281,6 +281,7 @@ impl Inner {
             }
         }
         new.used = new.used.saturating_add_signed(used);
+        new.content_version += 1;
         names.store(number, &new);
         Ok(Step::Cut(Box::new(Cut { old, new, hole, inlined, more })))
     }
@@ -343,6 +344,7 @@ impl Inner {
                 assert!(cleared.reached >= cursor, "the cursor of a logged operation only rises");
                 if let Some(mut record) = names.load(number).await? {
                     record.used = record.used.saturating_sub(cleared.freed);
+                    record.content_version += 1;
                     names.store(number, &record);
                 }
                 if cleared.reached >= end {

@@ -49,13 +49,11 @@ impl Drop for Batch<'_> {
         // Whatever was not used of the old reservation has gone back by now.
         let mut cache = self.inner.cache.borrow_mut();
         let needed = cache.still_taken(self.object, &self.pages) * BLOCK;
-        let space = self.inner.engine.reserve(needed).or_else(|e| {
-            moraine_platform::error!("fs", "{needed} bytes of dirty data lost their reservation: {e}");
-            self.inner.engine.reserve(0)
-        });
-        if let Ok(space) = space {
-            cache.untake(self.object, &self.pages, space);
+        let space = self.inner.engine.reserve(needed);
+        if let Err(e) = &space {
+            moraine_platform::warn!("fs", "{needed} bytes of dirty data have no reserved space: {e}");
         }
+        cache.untake(self.object, &self.pages, space.ok());
         drop(cache);
         self.inner.cleaned.notify();
     }
@@ -157,7 +155,11 @@ impl Inner {
     }
 
     async fn write_batch(&self, batch: &Batch<'_>, mut space: SpaceReservation) -> FsResult<()> {
-        let _permit = self.writeback.take((batch.pages.len() * BLOCK_SIZE) as u64).await;
+        let bytes = (batch.pages.len() * BLOCK_SIZE) as u64;
+        let _permit = self.writeback.take(bytes).await;
+        if space.bytes() < bytes {
+            space.merge(self.engine.reserve(bytes - space.bytes())?);
+        }
         let placed = self.place(&batch.pages, &mut space).await?;
         for placements in placed.chunks(COMMIT_EXTENTS) {
             self.commit_placements(batch.object, placements).await?;
@@ -273,6 +275,8 @@ impl Inner {
                 record.mode = crate::namespace::record::without_privileges(record.mode as u32) as u16;
             }
         }
+        // Also when all else stays equal: whoever looked at pages and keys before this commit must look again.
+        record.content_version += 1;
         names.store(number, record);
     }
 

@@ -3,7 +3,7 @@
 use super::Filesystem;
 use super::Inner;
 use super::sync::ALL_PAGES;
-use super::wait::either;
+use super::wait::{either, join_all};
 use crate::cache::store::Which;
 use crate::namespace::object;
 use crate::namespace::reap::Reaped;
@@ -58,8 +58,12 @@ impl Inner {
                 self.wait_for_work(ticket).await;
                 continue;
             };
-            let result = self.write_back(file, ALL_PAGES, Which::All).await;
-            self.cache.borrow_mut().requeue(file, now);
+            // Two at a time: while one batch commits the other one's data is on its way.
+            let both = (0..2).map(|_| self.write_back(file, ALL_PAGES, Which::All));
+            let result: FsResult<()> = join_all(both).await.into_iter().collect();
+            // What is dirty again has its turn later: the rest of the queue comes first, and nothing spins.
+            let later = self.now() + Duration::from_nanos(1);
+            self.cache.borrow_mut().requeue(file, later);
             if self.cache.borrow().dirty_bytes() * 4 <= self.cache.borrow().budget().dirty_bytes {
                 self.pressure.set(false);
             }

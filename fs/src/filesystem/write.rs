@@ -228,8 +228,10 @@ impl Inner {
             let room = cache.make_room(bytes as usize);
             let dirty = cache.dirty_bytes();
             let limit = cache.budget().dirty_bytes;
-            // A pool of one writer whose single write exceeds the budget still makes progress.
-            if bytes == 0 || dirty == 0 || (room && dirty + bytes as usize <= limit) {
+            // A single write that exceeds the budget still makes progress, and so does one for which write-back could not
+            // make room, since others hold the memory.
+            let fits = dirty + bytes as usize <= limit && (room || dirty <= limit / 4);
+            if bytes == 0 || dirty == 0 || fits {
                 (dirty + bytes as usize, limit)
             } else {
                 (usize::MAX, limit)
