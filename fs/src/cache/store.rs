@@ -621,7 +621,12 @@ impl Cache {
     }
 
     /// A write-back failed or was given up: its pages are as dirty as before. `space` is what could be reserved anew.
-    pub(crate) fn untake(&mut self, object: ObjectId, pages: &[TakenPage], mut space: Option<SpaceReservation>) {
+    pub(crate) fn untake(
+        &mut self,
+        object: ObjectId,
+        pages: &[TakenPage],
+        mut space: Option<SpaceReservation>,
+    ) {
         for page in pages {
             let Some(file) = self.files.get_mut(&object) else { break };
             let Some(dirty) = file.cached_mut(page.number).and_then(|c| c.dirty.as_mut()) else { continue };

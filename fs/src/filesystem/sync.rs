@@ -206,10 +206,9 @@ impl Inner {
     /// One commit: extents of what may still be committed, and what is pending of the file.
     async fn commit_placements(&self, object: ObjectId, placements: &[Placement<'_>]) -> FsResult<()> {
         let number = object.inode;
-        // Space for this was reserved when the pages became dirty; on a full pool it must go through.
         let (committed, seq) = self
             .engine
-            .transact(Class::Delete, async |tx| {
+            .transact(Class::WriteBack, async |tx| {
                 let mut names = self.names(tx);
                 let Some(mut record) = names.load(number).await?.filter(|r| r.nlink > 0) else {
                     return Ok(false);
