@@ -189,8 +189,7 @@ fn a_journal_is_read_only_with_fewer_devices_missing_than_copies() {
             let world = World::new(50);
             let plugged = plugged(&world, &formatted(shape));
             world.run(async {
-                // The superblock would refuse first: the metadata has one copy only. So all are here, but some cannot
-                // be found by the journal.
+                // The superblock refuses first, so here all are present, but some cannot be found by the journal.
                 let toy = Toy::mount(&world, &plugged).await.unwrap();
                 let (_, seq) = toy.commit().await.unwrap();
                 toy.sync(seq).await.unwrap();
@@ -251,5 +250,34 @@ fn entries_of_other_pools_and_noise_are_ignored() {
         let (_, seq) = toy.commit().await.unwrap();
         toy.sync(seq).await.unwrap();
         assert_eq!(Toy::mount(&world, &disks).await.unwrap().count(), 1);
+    });
+}
+
+/// A pool goes on with one of its two devices; when the other comes back, what it holds is old and counts for nothing.
+/// Entries of the time between have one copy until they are written back: without it there is no start, rather than a
+/// shorter history.
+#[test]
+fn a_journal_goes_on_without_a_device_and_takes_it_back_later() {
+    let world = World::new(70);
+    let disks = plugged(&world, &formatted(Shape { disks: 2, copies: 2 }));
+    let mount = |here| Toy::mount_with(&world, here, Options::default(), Completeness::Degraded);
+    world.run(async {
+        for (n, here) in [&disks[..], &disks[1..], &disks[1..], &disks[..]].into_iter().enumerate() {
+            let toy = mount(here).await.unwrap();
+            assert_eq!((toy.count(), toy.report.missing), (n as u64, 2 - here.len()));
+            let (_, seq) = toy.commit().await.unwrap();
+            toy.sync(seq).await.unwrap();
+            toy.kill(&disks).await;
+        }
+        assert!(matches!(mount(&disks[..1]).await.err(), Some(RecoverError::Rot { .. })));
+        let toy = mount(&disks).await.unwrap();
+        assert_eq!(toy.count(), 4);
+        // Written back and given up: from now on either device has all that is needed.
+        let seq = toy.write_back().await.unwrap();
+        toy.sync(seq).await.unwrap();
+        let (_, seq) = toy.commit().await.unwrap();
+        toy.sync(seq).await.unwrap();
+        toy.kill(&disks).await;
+        assert_eq!(mount(&disks[..1]).await.unwrap().count(), 5);
     });
 }

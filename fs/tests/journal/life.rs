@@ -193,3 +193,61 @@ fn dropping_a_reservation_at_any_point_gives_everything_back() {
         assert!(journal.to_string().contains("reserved 0 of the ring and 0 of memory"), "{journal}");
     });
 }
+
+/// Every command takes a thousand times as long, the ring has four buckets: in each virtual minute something gets durable.
+#[test]
+fn a_crawling_device_and_a_full_ring_still_make_progress_every_minute() {
+    let world = World::new(12);
+    let disks = plugged(&world, Shape { disks: 1, copies: 1 });
+    world.run(async {
+        let toy = Toy::mount(&world, &disks).await.unwrap();
+        toy.size.set(Some(3000));
+        disks[0].faults(|f| f.slow_factor = 1000);
+        let clock = world.platform().clock;
+        let end = clock.now() + Duration::from_secs(1800);
+        let writer = || {
+            boxed(async {
+                while clock.now() < end && toy.count() < 490 {
+                    let (_, seq) = toy.commit().await.unwrap();
+                    toy.sync(seq).await.unwrap();
+                }
+            })
+        };
+        let watch = boxed(async {
+            let mut before = toy.journal.flushed_seq();
+            while clock.now() < end && toy.count() < 480 {
+                clock.sleep(Duration::from_secs(60)).await;
+                assert!(toy.journal.flushed_seq() > before, "a minute without progress: {}", toy.journal);
+                before = toy.journal.flushed_seq();
+            }
+        });
+        all(vec![writer(), writer(), writer(), writer(), watch]).await;
+        assert!(toy.count() > 300 && toy.journal.counters().bytes > 512 << 10, "{} commits", toy.count());
+    });
+}
+
+#[test]
+fn a_seed_is_a_run_to_the_last_device_command() {
+    let run = || {
+        let world = World::new(13);
+        let disks = plugged(&world, Shape { disks: 3, copies: 2 });
+        world.run(async {
+            let toy = Toy::mount(&world, &disks).await.unwrap();
+            let writer = |n: u64| {
+                let toy = &toy;
+                boxed(async move {
+                    for i in 0..40 {
+                        let (_, seq) =
+                            if i % 3 == n { toy.commit_data().await } else { toy.commit().await }.unwrap();
+                        if i % 4 == n {
+                            toy.sync(seq).await.unwrap();
+                        }
+                    }
+                })
+            };
+            all(vec![writer(0), writer(1), writer(2)]).await;
+        });
+        world.trace().hash()
+    };
+    assert_eq!(run(), run());
+}

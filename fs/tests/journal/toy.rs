@@ -44,6 +44,7 @@ pub(crate) fn formatted(shape: Shape) -> Vec<Image> {
         bucket_bytes: BUCKET,
         node_bytes: 32 << 10,
         journal_replicas: shape.copies,
+        metadata_replicas: shape.copies,
         journal_bytes: 4 * BUCKET,
         ..FormatOptions::default()
     };
