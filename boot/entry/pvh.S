@@ -145,6 +145,6 @@ boot_tables:
 .global boot_stack
 boot_stack:
     .skip   4096                        # guard page: unmapped once the kernel has its own tables
-    .skip   64 * 1024
+    .skip   256 * 1024
 .global boot_stack_top
 boot_stack_top:

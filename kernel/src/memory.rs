@@ -50,6 +50,13 @@ pub(crate) fn image_text_end() -> u64 {
     unsafe { symbol(&text_end) }
 }
 
+/// Whether an address lies in the page below the first core's stack.
+pub(crate) fn is_stack_guard(address: u64) -> bool {
+    // SAFETY: as in `image`.
+    let guard = unsafe { symbol(&boot_stack) };
+    (guard..guard + PAGE).contains(&address)
+}
+
 /// Sets up paging, guard pages, the log ring and the heap from the loader's map.
 pub(crate) fn init(boot: &BootInfo) {
     let mut free = boot.ram.clone();

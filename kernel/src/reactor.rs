@@ -11,7 +11,7 @@ use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use async_task::Runnable;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -48,6 +48,9 @@ pub(crate) struct Reactor {
     core: Rc<Core>,
     services: RefCell<Vec<Rc<dyn Service>>>,
     polled: bool,
+    /// When the local timer fires next, if that lies ahead. Setting it costs, most of all under an emulator, so one
+    /// that fires a little early is left alone.
+    armed: Cell<u64>,
 }
 
 #[derive(Default)]
@@ -60,7 +63,7 @@ impl Reactor {
     pub(crate) fn new(services: Vec<Rc<dyn Service>>, polled: bool) -> Reactor {
         CORE.store(apic::id(), Ordering::Relaxed);
         READY.lock().reserve(READY_ROOM);
-        Reactor { core: Rc::default(), services: RefCell::new(services), polled }
+        Reactor { core: Rc::default(), services: RefCell::new(services), polled, armed: Cell::new(0) }
     }
 
     /// What it offers to everything above.
@@ -141,7 +144,10 @@ impl Reactor {
         // A task made ready after the look below finds the mark and sends an interrupt.
         SLEEPING.store(true, Ordering::SeqCst);
         if READY.lock().is_empty() {
-            apic::set_timer(clock::timer_ticks(until - now));
+            if self.armed.get() <= now || self.armed.get() > until {
+                apic::set_timer(clock::timer_ticks(until - now));
+                self.armed.set(until);
+            }
             interrupts::enable_and_hlt();
             interrupts::disable();
         }

@@ -171,6 +171,9 @@ extern "C" fn exception(frame: &Frame) -> ! {
         };
         let why = if frame.code & 1 != 0 { "not allowed" } else { "not mapped" };
         let _ = writeln!(text, "{what} {address:#x}: {why}");
+        if memory::is_stack_guard(address) {
+            let _ = writeln!(text, "the stack overflowed");
+        }
     }
     let _ = write!(text, "at {:#x}", frame.rip);
     if image.contains(&frame.rip) {
