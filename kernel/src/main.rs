@@ -109,26 +109,27 @@ fn find_devices(boot: &BootInfo, words: &Words, tables: &Tables) -> Found {
 fn run_appliance(found: Found, config: Config, mode: Mode) -> ! {
     let budget = Budget::new(memory::heap::usage().free as u64, config.budget);
     budget.report();
-    let reactor = Reactor::new(found.services, false);
+    let services = found.services;
+    let reactor = Reactor::new(services.clone(), false);
     let platform = reactor.platform();
     let stop = Stop::new();
     let asked = stop.clone();
     let (disks, nics) = (found.disks, found.nics);
     let main = async move {
         let stack = serve::start_network(&platform, nics, &config, &budget);
-        if let (Mode::Memory, Some(stack)) = (mode, stack) {
+        if let (Mode::Memory, Some(stack)) = (mode, &stack) {
             warn!("kernel", "selftest=memory: serving from memory, everything is lost at the end");
             let model = moraine_model::Model::new(platform.clock.clone(), platform.rng.clone());
-            serve::serve(&platform, Rc::new(model), stack, &budget, &stop).await;
+            serve::serve(&platform, Rc::new(model), stack.clone(), &budget, &stop).await;
             return;
         }
-        serve::idle(&disks).await;
-        stop.wait().await;
+        serve::pool(&platform, &disks, stack, &config, &budget, &stop).await;
     };
     reactor.run(main, move || {
         info!("kernel", "power button: shutting down");
         asked.ask();
     });
+    services.iter().for_each(|service| service.shut_down());
     console::plain(format_args!("moraine stopped"));
     console::note_ending(kernel_parts::ring::Ending::Clean);
     machine::power::off()

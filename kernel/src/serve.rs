@@ -7,7 +7,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
-use moraine_appliance::{Addressing, Config, Listen, Stop, serve_exports};
+use moraine_appliance::{Addressing, Config, Listen, PoolMemory, Stop, open_pool, serve_exports};
 use moraine_fs::Vfs;
 use moraine_net::Stack;
 use moraine_platform::{BlockDevice, NicDevice, Platform, error, info, warn};
@@ -92,11 +92,29 @@ pub(crate) async fn serve<V: Vfs + 'static>(
     exports.stop().await
 }
 
-/// Says that nothing is served, and what is on each disk.
-pub(crate) async fn idle(disks: &[Rc<dyn BlockDevice>]) {
-    console::plain(format_args!("moraine idle: no pool, {} disks", disks.len()));
-    for disk in moraine_appliance::survey(disks).await {
-        console::plain(format_args!("moraine idle: {disk}"));
+/// Opens the pool on these disks, serves it until `stop`, and closes it; without one says so and waits.
+pub(crate) async fn pool(
+    platform: &Platform,
+    disks: &[Rc<dyn BlockDevice>],
+    stack: Option<Stack>,
+    config: &Config,
+    budget: &Budget,
+    stop: &Stop,
+) {
+    let pool = match open_pool(platform, disks, config, PoolMemory::of(budget.total)).await {
+        Ok(pool) => pool,
+        Err(idle) => {
+            console::plain(format_args!("{idle}"));
+            return stop.wait().await;
+        }
+    };
+    match stack {
+        Some(stack) => drop(serve(platform, pool.files(), stack, budget, stop).await),
+        None => stop.wait().await,
+    }
+    match pool.unmount().await {
+        Ok(()) => info!("kernel", "the pool is closed, everything is on the disks"),
+        Err(why) => error!("kernel", "the pool did not close in order: {why}"),
     }
 }
 
