@@ -6,6 +6,7 @@ use moraine_format::inode::Inode;
 use moraine_format::journal::{Item, ItemKind};
 use moraine_format::node::NodePointer;
 use moraine_format::record::{LoggedOp, parse_cursor, parse_deleted};
+use moraine_format::space::{Alloc, Backpointer, DeviceUsage, PoolUsage, parse_free_range};
 use moraine_format::text::Text;
 use moraine_format::xattr::Xattr;
 use moraine_format::{FormatError, Pos, Tree};
@@ -22,8 +23,21 @@ pub(super) fn value_text(tree: Tree, level: u8, pos: Pos, value: &[u8]) -> Strin
     match tree {
         Tree::Extents => debug(value, Extent::parse(pos, value)),
         Tree::Inodes => debug(value, Inode::parse(value)),
-        Tree::Dirents => debug(value, Dirent::parse(value)),
-        Tree::Xattrs => debug(value, Xattr::parse(value)),
+        Tree::Dirents => match Dirent::parse(value) {
+            Ok(Dirent::Entry { target, name }) => format!("{:?} -> {target:?}", Text(name)),
+            other => debug(value, other),
+        },
+        Tree::Xattrs => match Xattr::parse(value) {
+            Ok(Xattr::Entry { namespace, name, value }) => {
+                format!("{}{:?} = {}", namespace.prefix(), Text(name), bytes(value))
+            }
+            other => debug(value, other),
+        },
+        Tree::Alloc => debug(value, Alloc::parse(value)),
+        Tree::Freespace => debug(value, parse_free_range(pos, value).map(|first| first..=pos.offset)),
+        Tree::Backpointers => debug(value, Backpointer::parse(value)),
+        Tree::Accounting if pos == PoolUsage::pos() => debug(value, PoolUsage::parse(value)),
+        Tree::Accounting => debug(value, DeviceUsage::parse(value)),
         Tree::LoggedOps => debug(value, LoggedOp::parse(value)),
         Tree::DeletedInodes => debug(value, parse_deleted(value)),
         Tree::Settings if value.len() == 8 => debug(value, parse_cursor(value)),
