@@ -136,6 +136,11 @@ impl<V: Vfs + 'static> Server<V> {
         self.changed.until(|| self.peers.borrow().is_empty().then_some(())).await;
     }
 
+    /// The half of the payload that is nobody's own.
+    pub(crate) fn common(&self) -> &Rc<Semaphore> {
+        &self.common
+    }
+
     pub(crate) fn budget(&self) -> Budget {
         Budget::new(self.common.clone(), self.common_size)
     }

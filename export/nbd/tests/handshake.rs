@@ -202,6 +202,27 @@ fn list_names_every_file_below_volumes() {
 }
 
 #[test]
+fn a_list_is_bounded_in_names_and_in_bytes() {
+    for (count, len) in [(5000, 4), (1500, 250)] {
+        let bench = Bench::new();
+        bench.world.run(async {
+            for n in 0..count {
+                bench.volume(&format!("{n:0len$}"), 0).await;
+            }
+            let mut client = bench.connect();
+            client.greet(3).await;
+            client.option(3, &[]).await;
+            let listed = client.option_replies(3).await.len() - 1;
+            assert!(
+                listed >= 700 && listed <= 4096 + 256 && listed * len <= 256 << 10,
+                "{listed} of {count}"
+            );
+            client.go(&format!("{:0len$}", count - 1)).await;
+        });
+    }
+}
+
+#[test]
 fn contexts_are_listed_and_chosen_for_one_export() {
     let bench = Bench::new();
     bench.world.run(async {

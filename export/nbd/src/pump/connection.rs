@@ -73,7 +73,10 @@ pub(crate) async fn converse<V: Vfs + 'static>(server: &Server<V>, peer: Rc<Peer
     peer.link.close();
 }
 
-async fn shake_hands<V: Vfs>(server: &Server<V>, peer: &Peer) -> Result<Option<(Terms, Opened)>, Lost> {
+async fn shake_hands<V: Vfs + 'static>(
+    server: &Server<V>,
+    peer: &Peer,
+) -> Result<Option<(Terms, Opened)>, Lost> {
     let link = &peer.link;
     link.send(&greeting(Handshake::FLAGS), &[]).await?;
     let mut flags = [0; CLIENT_FLAGS_LEN];
@@ -98,9 +101,10 @@ async fn shake_hands<V: Vfs>(server: &Server<V>, peer: &Peer) -> Result<Option<(
             }
             Err(None) => return Ok(None),
         };
-        let mut opened = None;
+        let (mut opened, mut grant) = (None, None);
         match next {
             Next::List => {
+                grant = Some(server.common().take(volume::LIST_PAYLOAD).await);
                 let names = volume::list(&*server.vfs).await.unwrap_or_default();
                 handshake.listed(names.iter().map(|n| &n[..]), &mut out);
                 next = Next::Option;
@@ -112,7 +116,8 @@ async fn shake_hands<V: Vfs>(server: &Server<V>, peer: &Peer) -> Result<Option<(
             Next::Option | Next::Transmit(_) | Next::Close => {}
         }
         link.send(&out, &[]).await?;
-        out.clear();
+        out = Vec::new(); // a long answer's memory goes with its grant
+        drop(grant);
         peer.active();
         match (next, opened) {
             (Next::Transmit(terms), Some(opened)) => return Ok(Some((terms, opened))),

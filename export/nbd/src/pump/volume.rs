@@ -16,6 +16,11 @@ const FOLDER: &[u8] = b"volumes";
 const DEPTH_MAX: usize = 16;
 /// The most volumes that LIST names.
 const LISTED_MAX: usize = 4096;
+/// The most bytes their names have together.
+const LISTED_BYTES_MAX: usize = 192 << 10;
+/// What the answer to a LIST takes of the common payload while it is made and sent, in bytes: the names, and the
+/// replies with them.
+pub(crate) const LIST_PAYLOAD: u64 = 512 << 10;
 /// The most directory entries LIST looks at.
 const VISITED_MAX: usize = 65_536;
 /// Entries asked of the filesystem at a time.
@@ -45,7 +50,7 @@ pub(crate) fn read_only(attr: &Attr) -> bool {
     attr.mode & 0o222 == 0
 }
 
-/// Names of all volumes, at most [`LISTED_MAX`]; a pool without the folder has none.
+/// Names of all volumes, as many as the bounds allow; a pool without the folder has none.
 pub(crate) async fn list<V: Vfs>(vfs: &V) -> FsResult<Vec<Vec<u8>>> {
     let caller = Caller::root();
     let folder = match vfs.lookup(&caller, vfs.root(), FOLDER).await {
@@ -54,7 +59,7 @@ pub(crate) async fn list<V: Vfs>(vfs: &V) -> FsResult<Vec<Vec<u8>>> {
         Err(error) => return Err(error),
     };
     let mut names = Vec::new();
-    let mut visited = 0;
+    let (mut visited, mut bytes) = (0, 0);
     let mut folders = Vec::from([(folder, Vec::new(), 1)]);
     while let Some((folder, path, depth)) = folders.pop() {
         let mut cookie = 0;
@@ -76,7 +81,10 @@ pub(crate) async fn list<V: Vfs>(vfs: &V) -> FsResult<Vec<Vec<u8>>> {
                 let mut name = path.clone();
                 name.extend_from_slice(&entry.name);
                 match entry.kind {
-                    Kind::File if names.len() < LISTED_MAX => names.push(name),
+                    Kind::File => {
+                        bytes += name.len();
+                        names.push(name);
+                    }
                     Kind::Dir if depth < DEPTH_MAX => {
                         name.push(b'/');
                         folders.push((entry.object, name, depth + 1));
@@ -84,7 +92,7 @@ pub(crate) async fn list<V: Vfs>(vfs: &V) -> FsResult<Vec<Vec<u8>>> {
                     _ => {}
                 }
             }
-            if visited >= VISITED_MAX || names.len() >= LISTED_MAX {
+            if visited >= VISITED_MAX || names.len() >= LISTED_MAX || bytes >= LISTED_BYTES_MAX {
                 moraine_platform::warn!("nbd", "too many volumes to list them all");
                 return Ok(names);
             }
