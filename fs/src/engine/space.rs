@@ -273,7 +273,7 @@ impl Inner {
     /// Gets up to `len` bytes of new space (all of them for nodes), waiting for buckets to be freed if need be.
     pub(crate) fn carve<'a>(self: &'a Rc<Self>, writer: Writer, len: u64) -> Carving<'a> {
         Box::pin(async move {
-            let mut refilled = false;
+            let mut refilled = None;
             loop {
                 self.check_running()?;
                 let short = {
@@ -287,13 +287,14 @@ impl Inner {
                     }
                 };
                 match short {
-                    Short::Window(device) if !refilled => {
+                    // With several devices the next one to be short may be another.
+                    Short::Window(device) if refilled != Some(device) => {
                         self.refill(device).await?;
-                        refilled = true;
+                        refilled = Some(device);
                     }
                     Short::Window(_) | Short::Full => {
                         self.wait_for_buckets().await?;
-                        refilled = false;
+                        refilled = None;
                     }
                 }
             }

@@ -18,6 +18,10 @@ impl Journal {
     /// Starts whatever should be written now. Called after everything that may change the answer.
     pub(super) fn kick(&self) {
         let Some(this) = self.this.upgrade() else { return };
+        if self.closing.get() {
+            // Pins go with their owners now, which does not mean that the journal may forget what they kept.
+            return;
+        }
         let native_fua = |device| self.devices.info(device).is_some_and(|i| i.fua && i.volatile_cache);
         loop {
             let now = self.platform.clock.now();
