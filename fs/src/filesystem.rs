@@ -274,14 +274,14 @@ impl Inner {
         let object: ObjectId = object(number);
         let pre = self.attr(number, old).pre();
         let mut cache = self.cache.borrow_mut();
-        if cache.get(object).is_some() {
-            if let Some(pending) = &mut cache.file(object).pending {
-                fix(pending);
-                // A write came between the body and the commit: this change is later than that write.
-                if pending.change >= new.change {
-                    pending.change += 1;
-                    pending.ctime.0 += 1;
-                }
+        if cache.get(object).is_some()
+            && let Some(pending) = &mut cache.file(object).pending
+        {
+            fix(pending);
+            // A write came between the body and the commit: this change is later than that write.
+            if pending.change >= new.change {
+                pending.change += 1;
+                pending.ctime.0 += 1;
             }
         }
         if seq > Seq(0) {

@@ -27,7 +27,7 @@ const LEFT: u8 = 4;
 /// The check could not be made.
 const FAILED: u8 = 8;
 /// The arguments made no sense.
-pub const USAGE: u8 = 16;
+pub(super) const USAGE: u8 = 16;
 /// How often the progress bar moves.
 const TICK: Duration = Duration::from_millis(200);
 
