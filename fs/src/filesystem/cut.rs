@@ -186,7 +186,7 @@ impl Inner {
         let _pin = self.pin(object);
         let mut loaded: Vec<Loaded> = Vec::new();
         loop {
-            if self.wait_for_cut(object, 0..u64::MAX, u64::MAX).await {
+            if self.wait_for_cut(object, 0..u64::MAX).await {
                 continue;
             }
             // Memory for the edges is had before the commit: after it nothing may fail.
@@ -287,7 +287,7 @@ impl Inner {
     }
 
     /// If a cut is still deleting what lies in `range` of a file, waits for a change and says so.
-    pub(super) async fn wait_for_cut(&self, object: ObjectId, range: Range<u64>, _size: u64) -> bool {
+    pub(super) async fn wait_for_cut(&self, object: ObjectId, range: Range<u64>) -> bool {
         let ticket = self.cleaned.ticket();
         let masked = self.cache.borrow().get(object).and_then(|f| f.masked.clone());
         match masked {

@@ -80,9 +80,14 @@ impl Inner {
                 _ => None,
             }
         };
-        match single {
-            Some(page) => self.commit_inline(object, page).await?,
-            None => self.write_back(object, pages, Which::Unlogged).await?,
+        let inlined = match single {
+            Some(page) => self.commit_inline(object, page).await,
+            None => Err(FsError::NoSpace),
+        };
+        match inlined {
+            // Keys take space of their own, which a full pool may not have; the page's space is reserved.
+            Err(FsError::NoSpace) => self.write_back(object, pages, Which::Unlogged).await?,
+            other => other?,
         }
         let seq = self.cache.borrow().last_seq(object);
         self.make_durable(seq).await?;

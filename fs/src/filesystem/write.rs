@@ -80,7 +80,7 @@ impl Inner {
                     value: written,
                 });
             }
-            if self.wait_for_cut(object, offset..end, attr.size).await {
+            if self.wait_for_cut(object, offset..end).await {
                 continue;
             }
             let pages = pages_of(offset, end);
