@@ -16,6 +16,8 @@
 //! | [`oracle`] | whether what survived a power cut is something the promises allow |
 //! | [`harness`] | worlds for a whole filesystem: lock-step, random cuts, every cut; [`harness::Store`] plugs one in |
 //! | [`crowd`] | worlds with many clients at once |
+//! | [`plug`] | the filesystem itself, with small constants drawn from the seed |
+//! | [`rot`] | worlds in which stored bytes rot |
 //! | [`toy`] | a small right filesystem and its broken variants, to test all of this |
 //!
 //! This crate runs on a host only, so it uses the standard library.
@@ -30,7 +32,9 @@ pub mod harness;
 pub mod net;
 pub mod ops;
 pub mod oracle;
+pub mod plug;
 pub mod random;
+pub mod rot;
 pub mod toy;
 pub mod trace;
 pub mod world;

@@ -6,6 +6,8 @@
 use moraine_sim::crowd::{crowd_world, tangle_world};
 use moraine_sim::generate::Profile;
 use moraine_sim::harness::{CrashShape, Tally, crash_world, enumerate_world, lockstep_world};
+use moraine_sim::plug::Moraine;
+use moraine_sim::rot::rot_world;
 use moraine_sim::toy::{Toy, ToyBug};
 use moraine_sim::world;
 use std::ops::Range;
@@ -13,12 +15,14 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: moraine-sim (--seed N | --seeds A..B) [--world KIND] [--workload NAME]
-                   [--steps N] [--twice] [--log]
+                   [--steps N] [--twice] [--toy] [--log]
   --world      lockstep: one client, compared with the model call by call; crowd: several at once;
                tangle: several in one tree, compared in the order of commits; crash: random power cuts;
-               every-cut: the power is cut at every device command. Without it: all but every-cut
+               every-cut: the power is cut at every device command; rot: stored bits flip.
+               Without it: lockstep, crowd, tangle and crash
   --workload   one of: mixed names data rules. Without it: the seed chooses
   --steps      operations a client does
+  --toy        the harness' own small filesystem instead of the real one
   --log        shows what the filesystem logs, on standard error
   --twice      runs each world twice and compares a hash of all device commands";
 
@@ -34,15 +38,17 @@ enum Kind {
     Tangle,
     Crash,
     EveryCut,
+    Rot,
 }
 
 impl Kind {
-    const ALL: [(Kind, &'static str); 5] = [
+    const ALL: [(Kind, &'static str); 6] = [
         (Kind::Lockstep, "lockstep"),
         (Kind::Crowd, "crowd"),
         (Kind::Tangle, "tangle"),
         (Kind::Crash, "crash"),
         (Kind::EveryCut, "every-cut"),
+        (Kind::Rot, "rot"),
     ];
 
     fn name(self) -> &'static str {
@@ -56,6 +62,7 @@ struct Options {
     workload: Option<&'static Profile>,
     steps: Option<usize>,
     twice: bool,
+    toy: bool,
 }
 
 fn parse(arguments: &[String]) -> Result<Options, String> {
@@ -66,6 +73,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
         workload: None,
         steps: None,
         twice: false,
+        toy: false,
     };
     let mut rest = arguments.iter();
     while let Some(word) = rest.next() {
@@ -91,6 +99,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
                 options.workload = Some(Profile::named(name).ok_or(format!("no such workload: {name}"))?);
             }
             "--steps" => options.steps = Some(number(value()?)? as usize),
+            "--toy" => options.toy = true,
             "--twice" => options.twice = true,
             "--log" => show_log(),
             other => return Err(format!("unknown word: {other}")),
@@ -106,7 +115,10 @@ fn show_log() {
 }
 
 fn run(options: &Options, kind: Kind, seed: u64, profile: &Profile) -> Result<Tally, String> {
-    run_on(&Toy::new(ToyBug::None), options, kind, seed, profile)
+    match options.toy {
+        true => run_on(&Toy::new(ToyBug::None), options, kind, seed, profile),
+        false => run_on(&Moraine::for_seed(seed), options, kind, seed, profile),
+    }
 }
 
 fn run_on<S: moraine_sim::harness::Store>(
@@ -125,6 +137,7 @@ fn run_on<S: moraine_sim::harness::Store>(
             let shape = CrashShape { steps: options.steps.unwrap_or(shape.steps), ..shape };
             crash_world(store, seed, profile, shape)
         }
+        Kind::Rot => rot_world(store, seed, profile, options.steps.unwrap_or(100)),
         Kind::EveryCut => {
             let report = enumerate_world(store, seed, profile, options.steps.unwrap_or(30), |_| ());
             eprintln!("{report}");
@@ -137,8 +150,9 @@ fn run_on<S: moraine_sim::harness::Store>(
 }
 
 fn replay_line(options: &Options, kind: Kind, seed: u64, profile: &Profile) -> String {
+    let toy = if options.toy { " --toy" } else { "" };
     let steps = options.steps.map_or(String::new(), |steps| format!(" --steps {steps}"));
-    format!("moraine-sim --seed {seed} --world {} --workload {}{steps}", kind.name(), profile.name)
+    format!("moraine-sim --seed {seed} --world {} --workload {}{toy}{steps}", kind.name(), profile.name)
 }
 
 fn main() -> ExitCode {

@@ -1,0 +1,103 @@
+//! The filesystem itself as a [`Store`]: small constants drawn from the seed, so that rare paths are daily ones.
+
+use crate::Random;
+use crate::harness::{Disks, Mounted, Store};
+use moraine_fs::engine::{Budget, Engine, FormatOptions};
+use moraine_fs::filesystem::Options;
+use moraine_fs::repair::{self, Finding, Repair, Reporter};
+use moraine_fs::{CacheBudget, Filesystem};
+use moraine_platform::Platform;
+use std::rc::Rc;
+
+/// A filesystem and how large everything in it is.
+#[derive(Clone, Debug)]
+pub struct Moraine {
+    disks: usize,
+    disk_bytes: u64,
+    format: FormatOptions,
+    budget: Budget,
+    cache: CacheBudget,
+    options: Options,
+}
+
+impl Moraine {
+    /// Sizes drawn from `seed`.
+    pub fn for_seed(seed: u64) -> Moraine {
+        let mut random = Random::for_purpose(seed, "sizes");
+        let disks = *random.pick(&[1, 1, 2]);
+        let bucket_bytes = *random.pick(&[64 << 10, 128 << 10]);
+        Moraine {
+            disks,
+            disk_bytes: *random.pick(&[32 << 20, 64 << 20]),
+            format: FormatOptions {
+                bucket_bytes,
+                journal_bytes: bucket_bytes * *random.pick(&[8, 16]),
+                node_bytes: 32 << 10,
+                journal_replicas: 1 + random.below(disks as u64) as u8,
+                metadata_replicas: 1 + random.below(disks as u64) as u8,
+                ..FormatOptions::default()
+            },
+            budget: Budget {
+                node_cache_bytes: *random.pick(&[256 << 10, 1 << 20]),
+                node_keys_max: *random.pick(&[12, 24, 1000]),
+                ..Budget::default()
+            },
+            cache: CacheBudget::of(*random.pick(&[1 << 20, 4 << 20])),
+            options: Options { hash_bits: *random.pick(&[3, 62]), cut_keys: *random.pick(&[2, 256]) },
+        }
+    }
+}
+
+/// Gathers what a check finds.
+#[derive(Default)]
+struct Findings(Vec<String>);
+
+impl Reporter for Findings {
+    fn finding(&mut self, finding: &Finding) {
+        self.0.push(format!("{:?}: {}", finding.kind, finding.text));
+    }
+}
+
+async fn fsck(engine: &Engine) -> Result<(), String> {
+    let mut findings = Findings::default();
+    repair::check(engine, Repair::No, &mut findings).await.map_err(|e| format!("fsck: {e}"))?;
+    match findings.0.is_empty() {
+        true => Ok(()),
+        false => Err(format!("fsck found {}: {}", findings.0.len(), findings.0.join("; "))),
+    }
+}
+
+impl Store for Moraine {
+    type Fs = Filesystem;
+
+    fn disks(&self) -> (usize, u64) {
+        (self.disks, self.disk_bytes)
+    }
+
+    async fn format(&self, platform: &Platform, disks: &Disks) -> Result<(), String> {
+        let made = Engine::format(platform, disks, &self.format, &self.budget).await;
+        let engine = made.map_err(|e| format!("format: {e}"))?;
+        Filesystem::format_root(&engine).await.map_err(|e| format!("format: {e}"))?;
+        engine.unmount().await.map_err(|e| format!("unmount after format: {e}"))
+    }
+
+    async fn mount(&self, platform: &Platform, disks: &Disks) -> Result<Mounted<Filesystem>, String> {
+        let mounted = Engine::mount(platform, disks, &self.budget).await;
+        let engine = mounted.map_err(|e| format!("mount: {e}"))?;
+        let end = Some(engine.last_seq());
+        let opened = Filesystem::open_with(engine, self.cache, self.options).await;
+        Ok(Mounted { fs: Rc::new(opened.map_err(|e| format!("open: {e}"))?), end })
+    }
+
+    async fn unmount(&self, fs: Rc<Filesystem>) -> Result<(), String> {
+        fs.shutdown().await.map_err(|e| format!("shutdown: {e}"))?;
+        fs.engine().unmount().await.map_err(|e| format!("unmount: {e}"))
+    }
+
+    async fn check(&self, platform: &Platform, disks: &Disks) -> Result<(), String> {
+        let mounted = Engine::mount(platform, disks, &self.budget).await;
+        let engine = mounted.map_err(|e| format!("mount for fsck: {e}"))?;
+        fsck(&engine).await?;
+        engine.unmount().await.map_err(|e| format!("unmount after fsck: {e}"))
+    }
+}
