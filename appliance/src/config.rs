@@ -12,7 +12,7 @@
 //! | `panic=reboot` or `panic=halt` | what to do after a panic (default: reboot) |
 //! | `log=LEVEL` | `error`, `warn`, `info` (default), `debug` or `trace` |
 //! | `budget=SIZE` | bytes of memory to use at most, with `K`, `M` or `G`; without it all there is |
-//! | `accel=NAME` | use the routines called NAME for checksums, copies and parity instead of the fastest |
+//! | `accel=NAME` | use the checksum routines called NAME (`scalar`, `sse4.2`, `pclmul`) instead of the fastest |
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;

@@ -6,6 +6,7 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `config.rs` | [`Config`]: the words of the boot command line as values |
+//! | `accel.rs` | [`choose_routines`]: which checksum routines are used |
 //! | `exports.rs` | [`serve_exports`]: NFS and NBD over a mounted filesystem, from start to orderly stop |
 //! | `survey.rs` | [`survey`], [`plan`]: what is on the disks, and what to do about it |
 //! | `pool.rs` | [`open_pool`], [`Pool`]: from disks to a filesystem, and back; [`Idle`]: why not |
@@ -14,13 +15,17 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
+mod accel;
 mod config;
 mod exports;
 mod pool;
 mod stop;
 mod survey;
 
+pub use accel::{Choice, ChosenBy, choose_routines};
 pub use config::{
     Addressing, BUDGET_MIN, BlankDisks, Complaint, Config, OnPanic, Reason, StaticAddress, parse_size,
 };

@@ -39,7 +39,7 @@ use entry::BootInfo;
 use kernel_parts::acpi::Tables;
 use kernel_parts::words::{Mode, Window, Words};
 use memory::budget::Budget;
-use moraine_appliance::{Config, OnPanic, Stop};
+use moraine_appliance::{Config, OnPanic, Stop, choose_routines};
 use moraine_drivers::{Found, Hal, MmioWindow};
 use moraine_platform::{error, info, warn};
 use reactor::Reactor;
@@ -112,6 +112,7 @@ fn run_appliance(found: Found, config: Config, mode: Mode) -> ! {
     let services = found.services;
     let reactor = Reactor::new(services.clone(), false);
     let platform = reactor.platform();
+    choose_routines(config.accel.as_deref(), &*platform.clock);
     let stop = Stop::new();
     let asked = stop.clone();
     let (disks, nics) = (found.disks, found.nics);

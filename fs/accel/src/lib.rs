@@ -1,4 +1,5 @@
-//! The few routines that a processor can do much faster than plain Rust: checksums now, copies and parity later.
+//! The few routines that a processor can do much faster than plain Rust: checksums now; parity joins them with redundancy.
+//! (Copies are the kernel's, `kernel/src/memory/copy.rs`: every Rust crate makes them by calling `memcpy`.)
 //!
 //! All variants of a routine give the same answer, so which one is in use is never visible in a result. One
 //! dispatch object, [`Routines`], is chosen once (at boot, by a test, by a word of the command line); the free
@@ -7,7 +8,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | [`crc`] | CRC-32C in portable Rust, and the algebra: combining the checksums of two parts |
-//! | `x86` | CRC-32C with the `crc32` instruction, three streams at a time |
+//! | `x86` | CRC-32C with the `crc32` instruction, one or three streams at a time |
 //! | `dispatch` | which variants this processor has, which one is used, and measuring them |
 #![no_std]
 #![deny(unsafe_code)]

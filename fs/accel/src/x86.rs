@@ -1,5 +1,5 @@
-//! CRC-32C on x86-64: the `crc32` instruction on three streams at once (it has a latency of three cycles and a
-//! throughput of one), joined by carry-less multiplication.
+//! CRC-32C on x86-64 with the `crc32` instruction: one stream, and three at once (it has a latency of three cycles and a
+//! throughput of one) joined by carry-less multiplication.
 
 use crate::crc::power_of_x;
 use core::arch::x86_64::{
@@ -18,12 +18,42 @@ const fn factor(n: usize, length: usize) -> i64 {
     power_of_x((8 * n * length - 33) as u64) as i64
 }
 
-/// Whether this processor has SSE4.2 and PCLMULQDQ (both need only the SSE state that every x86-64 system keeps).
+const PCLMULQDQ: u32 = 1 << 1;
+const SSE4_2: u32 = 1 << 20;
+
+/// Whether this processor has all of these features (they need only the SSE state that every x86-64 system keeps).
+fn has(features: u32) -> bool {
+    __cpuid(1).ecx & features == features
+}
+
+/// Whether this processor has SSE4.2.
+pub(crate) fn has_crc32() -> bool {
+    has(SSE4_2)
+}
+
+/// Whether this processor has SSE4.2 and PCLMULQDQ.
 pub(crate) fn has_crc32_and_pclmul() -> bool {
-    const PCLMULQDQ: u32 = 1 << 1;
-    const SSE4_2: u32 = 1 << 20;
-    let wanted = PCLMULQDQ | SSE4_2;
-    __cpuid(1).ecx & wanted == wanted
+    has(SSE4_2 | PCLMULQDQ)
+}
+
+/// As [`crate::crc::crc32c_scalar`]. Only for processors where [`has_crc32`]: those of 2008 have no PCLMULQDQ.
+pub(crate) fn crc32c_one_way(crc: u32, bytes: &[u8]) -> u32 {
+    // SAFETY: the dispatch table offers this routine only after `has_crc32` said yes.
+    unsafe { one_way(crc, bytes) }
+}
+
+#[target_feature(enable = "sse4.2")]
+fn one_way(crc: u32, bytes: &[u8]) -> u32 {
+    let (words, tail) = bytes.as_chunks::<8>();
+    let mut crc = u64::from(!crc);
+    for word in words {
+        crc = _mm_crc32_u64(crc, u64::from_le_bytes(*word));
+    }
+    let mut crc = crc as u32;
+    for byte in tail {
+        crc = _mm_crc32_u8(crc, *byte);
+    }
+    !crc
 }
 
 /// As [`crate::crc::crc32c_scalar`]. Only for processors where [`has_crc32_and_pclmul`].
@@ -38,15 +68,7 @@ fn three_way(crc: u32, bytes: &[u8]) -> u32 {
     let mut rest = bytes;
     (crc, rest) = streams::<LONG, { factor(2, LONG) }, { factor(1, LONG) }>(crc, rest);
     (crc, rest) = streams::<SHORT, { factor(2, SHORT) }, { factor(1, SHORT) }>(crc, rest);
-    let (words, tail) = rest.as_chunks::<8>();
-    for word in words {
-        crc = _mm_crc32_u64(crc, u64::from_le_bytes(*word));
-    }
-    let mut crc = crc as u32;
-    for byte in tail {
-        crc = _mm_crc32_u8(crc, *byte);
-    }
-    !crc
+    one_way(!(crc as u32), rest)
 }
 
 /// Eats groups of three streams of `LEN` bytes (a multiple of eight) from the front of `bytes`.

@@ -4,7 +4,7 @@ use super::disks::open_all;
 use super::{Failure, size};
 use crate::os::{self, OpenMode, OsNetwork};
 use clap::Args;
-use moraine_appliance::{Config, Listen, PoolMemory, Stop, open_pool, serve_exports};
+use moraine_appliance::{Config, Listen, PoolMemory, Stop, choose_routines, open_pool, serve_exports};
 use moraine_fs::Vfs;
 use moraine_model::Model;
 use moraine_platform::Platform;
@@ -33,6 +33,9 @@ pub(super) struct Serve {
     /// Memory to plan for: caches, and payload in flight.
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "512M")]
     budget: u64,
+    /// Use the checksum routines of this name (scalar, sse4.2, pclmul) instead of the fastest.
+    #[arg(long, value_name = "NAME")]
+    accel: Option<String>,
     /// For developers of the exports: serve an empty filesystem in memory, without disks; everything is lost at the
     /// end.
     #[arg(long)]
@@ -42,6 +45,7 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         os::run(async |platform| {
+            choose_routines(self.accel.as_deref(), &*platform.clock);
             if self.memory {
                 let model = Model::new(platform.clock.clone(), platform.rng.clone());
                 self.serve(&platform, Rc::new(model)).await?;

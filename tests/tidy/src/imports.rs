@@ -12,7 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("export/share", &["platform", "fs"]),
     ("export/nfs", &["platform", "fs", "share"]),
     ("export/nbd", &["platform", "fs", "share"]),
-    ("appliance", &["platform", "fs", "share", "nfs", "nbd"]),
+    ("appliance", &["platform", "fs", "accel", "share", "nfs", "nbd"]),
     ("net", &["platform"]),
     ("drivers", &["platform"]),
     ("boot", &[]),
