@@ -333,6 +333,13 @@ impl Virtio {
         (0..width).map(|i| u64::from(config.get(at + i).copied().unwrap_or(0)) << (8 * i)).sum()
     }
 
+    /// Past the end of what it has, a device ignores writes and reads as zero.
+    fn config_write(&self, at: usize, value: u8) {
+        if let Some(byte) = self.config.borrow_mut().get_mut(at) {
+            *byte = value;
+        }
+    }
+
     fn pci_read(&self, offset: usize) -> u64 {
         let state = self.state.borrow();
         let queue = state.queues.get(usize::from(state.queue_select));
@@ -470,9 +477,9 @@ impl Model for Virtio {
         match (self.bus, offset) {
             (Bus::Pci, COMMON_AT..0x1000) => self.pci_write(offset, value),
             (Bus::Pci, NOTIFY_AT..0x2000) => self.notify((offset - NOTIFY_AT) / NOTIFY_MULTIPLIER),
-            (Bus::Pci, CONFIG_AT..0x3000) => self.config.borrow_mut()[offset - CONFIG_AT] = value as u8,
+            (Bus::Pci, CONFIG_AT..0x3000) => self.config_write(offset - CONFIG_AT, value as u8),
             (Bus::Pci, _) => self.state.borrow_mut().msix[(offset - MSIX_AT) / 4] = value as u32,
-            (_, 0x100..) => self.config.borrow_mut()[offset - 0x100] = value as u8,
+            (_, 0x100..) => self.config_write(offset - 0x100, value as u8),
             (_, _) => self.mmio_write(offset, value),
         }
     }
