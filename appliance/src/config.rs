@@ -14,15 +14,13 @@
 //! | `budget=SIZE` | bytes of memory to use at most, with `K`, `M` or `G`; without it all there is |
 //! | `accel=NAME` | use the checksum routines called NAME (`scalar`, `sse4.2`, `pclmul`) instead of the fastest |
 
+use crate::memory::BUDGET_MIN;
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
 use moraine_platform::log::Level;
-
-/// The least memory an appliance can be told to live in, in bytes.
-pub const BUDGET_MIN: u64 = 64 << 20;
 
 /// How the appliance is to run.
 #[derive(Clone, Debug, PartialEq, Eq)]

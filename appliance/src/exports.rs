@@ -1,9 +1,11 @@
 //! The exports over a mounted filesystem: started together, stopped together.
 
+use crate::Memory;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 use core::future::{Future, poll_fn};
 use core::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -12,6 +14,7 @@ use core::task::Poll;
 use core::time::Duration;
 use moraine_fs::Vfs;
 use moraine_nfs::Ports;
+use moraine_platform::memory::Usage;
 use moraine_platform::{NetError, Network, Platform, warn};
 use moraine_share::Share;
 
@@ -26,8 +29,6 @@ pub const PORTMAP_PORT: u16 = 111;
 const NFS_CONNECTIONS_MAX: usize = 176;
 /// Connections of NBD clients at once.
 const NBD_CONNECTIONS_MAX: usize = 64;
-/// Bytes of payload in flight in each export, at most.
-const PAYLOAD_MAX: u64 = 16 << 20;
 /// How long requests under way may take when the exports stop.
 const STOP_MAX: Duration = Duration::from_secs(10);
 
@@ -79,14 +80,14 @@ pub struct Exports<V> {
     nbd: Option<(Rc<moraine_nbd::Server<V>>, SocketAddr)>,
 }
 
-/// Starts every export that has an address, with bounds for a machine of `memory` bytes. When this returns, they
+/// Starts every export that has an address, within its shares of `memory`. When this returns, they
 /// answer; on an error nothing was started.
 pub fn serve_exports<V: Vfs + 'static>(
     platform: &Platform,
     vfs: Rc<V>,
     network: Rc<dyn Network>,
     listen: Listen,
-    memory: u64,
+    memory: &Memory,
 ) -> Result<Exports<V>, StartError> {
     let streams = |export, address: Option<SocketAddr>| {
         let bound =
@@ -115,7 +116,7 @@ pub fn serve_exports<V: Vfs + 'static>(
         let portmap = portmap_listener.as_ref().map_or(0, |l| l.local().port());
         let mount_udp = mount_socket.as_ref().map_or(0, |socket| socket.local().port());
         let ports = Ports { mount_udp, portmap, ..Ports::all_on(address.port()) };
-        let mut config = moraine_nfs::Config::new(ports, memory);
+        let mut config = moraine_nfs::Config::new(ports, memory.total, memory.nfs);
         config.connections_max = NFS_CONNECTIONS_MAX;
         let server = moraine_nfs::Server::new(platform, vfs.clone(), share.clone(), config);
         platform.spawn.spawn("nfs", Box::pin(server.clone().serve(listener)));
@@ -129,8 +130,7 @@ pub fn serve_exports<V: Vfs + 'static>(
     }
     if let Some(listener) = nbd_listener {
         let address = listener.local();
-        let config =
-            moraine_nbd::Config { connections: NBD_CONNECTIONS_MAX, payload: (memory / 8).min(PAYLOAD_MAX) };
+        let config = moraine_nbd::Config { connections: NBD_CONNECTIONS_MAX, payload: memory.nbd };
         let server = moraine_nbd::Server::new(platform.clone(), vfs, share, config);
         platform.spawn.spawn("nbd", Box::pin(server.clone().serve(listener)));
         exports.nbd = Some((server, address));
@@ -139,6 +139,12 @@ pub fn serve_exports<V: Vfs + 'static>(
 }
 
 impl<V: Vfs + 'static> Exports<V> {
+    /// What file data under way takes of memory, for each export.
+    pub fn memory(&self) -> Vec<Usage> {
+        let nfs = self.nfs.iter().map(|(server, _)| server.memory());
+        nfs.chain(self.nbd.iter().map(|(server, _)| server.memory())).collect()
+    }
+
     /// Where NFS answers.
     pub fn nfs(&self) -> Option<SocketAddr> {
         self.nfs.as_ref().map(|(_, address)| *address)

@@ -8,6 +8,7 @@
 //! | `config.rs` | [`Config`]: the words of the boot command line as values |
 //! | `accel.rs` | [`choose_routines`]: which checksum routines are used |
 //! | `exports.rs` | [`serve_exports`]: NFS and NBD over a mounted filesystem, from start to orderly stop |
+//! | `memory.rs` | [`Memory`]: who may use how much |
 //! | `survey.rs` | [`survey`], [`plan`]: what is on the disks, and what to do about it |
 //! | `pool.rs` | [`open_pool`], [`Pool`]: from disks to a filesystem, and back; [`Idle`]: why not |
 //! | `stop.rs` | [`Stop`]: how a power button or a signal asks for the end |
@@ -21,15 +22,15 @@ extern crate std;
 mod accel;
 mod config;
 mod exports;
+mod memory;
 mod pool;
 mod stop;
 mod survey;
 
 pub use accel::{Choice, ChosenBy, choose_routines};
-pub use config::{
-    Addressing, BUDGET_MIN, BlankDisks, Complaint, Config, OnPanic, Reason, StaticAddress, parse_size,
-};
+pub use config::{Addressing, BlankDisks, Complaint, Config, OnPanic, Reason, StaticAddress, parse_size};
 pub use exports::{Exports, Listen, NBD_PORT, NFS_PORT, PORTMAP_PORT, StartError, serve_exports};
-pub use pool::{Idle, Pool, PoolMemory, open_pool};
+pub use memory::{BUDGET_MIN, Memory};
+pub use pool::{Idle, Pool, open_pool};
 pub use stop::Stop;
 pub use survey::{Disk, Plan, plan, survey};

@@ -1,7 +1,7 @@
 //! A pool from its disks to a filesystem that can be served, and back.
 
-use crate::Config;
 use crate::survey::{Disk, Plan, plan, survey};
+use crate::{Config, Memory};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -12,25 +12,15 @@ use moraine_fs::vfs::FsResult;
 use moraine_fs::{CacheBudget, Filesystem};
 use moraine_platform::{BlockDevice, Platform, info};
 
-/// Memory of a mounted pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolMemory {
-    /// For nodes of trees, in bytes.
-    pub nodes: usize,
-    /// For pages of files, in bytes.
-    pub pages: usize,
+/// The engine's part of the memory budget.
+fn engine_budget(memory: &Memory) -> Budget {
+    let mut budget = Budget { node_cache_bytes: bytes(memory.nodes), ..Budget::default() };
+    budget.journal.dirty_bytes_max = budget.journal.dirty_bytes_max.min(memory.journal);
+    budget
 }
 
-impl PoolMemory {
-    /// What a pool gets of a machine with `total` bytes: of 128 MiB, 20 for nodes and 36 for pages.
-    pub fn of(total: u64) -> PoolMemory {
-        let part = |of_128: u64| usize::try_from(total / 128 * of_128).unwrap_or(usize::MAX);
-        PoolMemory { nodes: part(20), pages: part(36) }
-    }
-
-    fn budget(&self) -> Budget {
-        Budget { node_cache_bytes: self.nodes, ..Budget::default() }
-    }
+fn bytes(share: u64) -> usize {
+    usize::try_from(share).unwrap_or(usize::MAX)
 }
 
 /// A mounted pool.
@@ -57,10 +47,10 @@ impl Pool {
     pub async fn mount(
         platform: &Platform,
         disks: &[Rc<dyn BlockDevice>],
-        memory: PoolMemory,
+        memory: &Memory,
     ) -> Result<Pool, PoolError> {
-        let engine = Engine::mount(platform, disks, &memory.budget()).await?;
-        match Filesystem::open(engine.clone(), CacheBudget::of(memory.pages)).await {
+        let engine = Engine::mount(platform, disks, &engine_budget(memory)).await?;
+        match Filesystem::open(engine.clone(), CacheBudget::of(bytes(memory.pages))).await {
             Ok(files) => Ok(Pool { engine, files: Rc::new(files) }),
             Err(why) => {
                 // Whatever could be recovered is kept; the reason for not mounting is what matters.
@@ -115,7 +105,7 @@ pub async fn open_pool(
     platform: &Platform,
     devices: &[Rc<dyn BlockDevice>],
     config: &Config,
-    memory: PoolMemory,
+    memory: &Memory,
 ) -> Result<Pool, Idle> {
     let disks = survey(devices).await;
     let chosen =

@@ -28,6 +28,7 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::ops::Range;
 use moraine_format::journal;
+use moraine_platform::memory::Usage;
 use moraine_platform::sync::{Event, Semaphore};
 use moraine_platform::{Platform, error};
 
@@ -145,6 +146,12 @@ impl Engine {
     /// What the pool is.
     pub fn pool(&self) -> &PoolInfo {
         &self.inner.info
+    }
+
+    /// What its nodes take of memory.
+    pub fn memory(&self) -> Usage {
+        let table = &self.inner.state.borrow().table;
+        table.memory.usage("nodes", table.memory_limit as u64)
     }
 
     /// The world it runs in.

@@ -36,6 +36,7 @@ use moraine_format::dirent::{Dirent, Target};
 use moraine_format::inode::{FIRST_FREE_INODE, HASH_BITS, Inode, InodeKind, ROOT_INODE, VOLUMES_INODE};
 use moraine_format::record::{INODE_CURSOR, LoggedOp, cursor_value, parse_cursor};
 use moraine_format::{Pos, Tree};
+use moraine_platform::memory::Usage;
 use moraine_platform::sync::{Event, Semaphore};
 use moraine_platform::{Instant, Timestamp};
 
@@ -180,6 +181,12 @@ impl Filesystem {
     pub fn cache_bytes(&self) -> (usize, usize) {
         let cache = self.inner.cache.borrow();
         (cache.meter.bytes(), cache.dirty_bytes())
+    }
+
+    /// What its nodes and its pages take of memory.
+    pub fn memory(&self) -> [Usage; 2] {
+        let cache = self.inner.cache.borrow();
+        [self.inner.engine.memory(), cache.meter.usage("pages", cache.budget().total_bytes as u64)]
     }
 
     /// Deletes what is left of everything without a name, now; the reaper does so in its own time.

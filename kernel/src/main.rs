@@ -107,8 +107,7 @@ fn find_devices(boot: &BootInfo, words: &Words, tables: &Tables) -> Found {
 
 /// Serves until the power button, then switches off.
 fn run_appliance(found: Found, config: Config, mode: Mode) -> ! {
-    let budget = Budget::new(memory::heap::usage().free as u64, config.budget);
-    budget.report();
+    let budget = Budget::new(config.budget);
     let services = found.services;
     let reactor = Reactor::new(services.clone(), false);
     let platform = reactor.platform();
@@ -121,7 +120,7 @@ fn run_appliance(found: Found, config: Config, mode: Mode) -> ! {
         if let (Mode::Memory, Some(stack)) = (mode, &stack) {
             warn!("kernel", "selftest=memory: serving from memory, everything is lost at the end");
             let model = moraine_model::Model::new(platform.clock.clone(), platform.rng.clone());
-            serve::serve(&platform, Rc::new(model), stack.clone(), &budget, &stop).await;
+            serve::serve(&platform, Rc::new(model), stack.clone(), &budget, &stop, Vec::new).await;
             return;
         }
         serve::pool(&platform, &disks, stack, &config, &budget, &stop).await;

@@ -23,9 +23,10 @@ const CANARY_INTERRUPTS: u32 = 200;
 
 /// Runs all tests and powers off; the first failure panics.
 pub(crate) fn run() -> ! {
-    let tests: [(&str, fn()); 7] = [
+    let tests: [(&str, fn()); 8] = [
         ("memory copies", copies),
         ("heap", heap_works),
+        ("memory budget", buffers_run_out_first),
         ("page rights", page_rights),
         ("clock", clock_runs),
         ("red zone under interrupts", red_zone),
@@ -39,6 +40,25 @@ pub(crate) fn run() -> ! {
     crate::console::plain(format_args!("moraine selftest passed, {} tests", tests.len()));
     crate::console::note_ending(kernel_parts::ring::Ending::Clean);
     power::off()
+}
+
+/// Large buffers are refused while small things still find memory, and are to be had again afterwards.
+fn buffers_run_out_first() {
+    const LARGE: usize = 1 << 20;
+    let budget = memory::budget::Budget::new(None);
+    let mut held = Vec::with_capacity(heap::usage().free / LARGE);
+    while held.len() < held.capacity()
+        && let Ok(buf) = Buf::zeroed(LARGE)
+    {
+        held.push(buf);
+    }
+    let left = budget.memory.reserve as usize / 8;
+    assert!(heap::usage().free >= left, "a part of the reserve is closed to buffers");
+    assert!(heap::usage().free < 4 * left, "the rest is not");
+    let small: Vec<_> = (0..left / 4096).map(|_| alloc::vec![0_u8; 2048]).collect();
+    assert!(Buf::zeroed(LARGE).is_err());
+    drop((held, small));
+    assert!(Buf::zeroed(LARGE).is_ok());
 }
 
 /// Reads where nothing is, to see the report.

@@ -7,9 +7,10 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
-use moraine_appliance::{Addressing, Config, Listen, PoolMemory, Stop, open_pool, serve_exports};
+use moraine_appliance::{Addressing, Config, Listen, Stop, open_pool, serve_exports};
 use moraine_fs::Vfs;
 use moraine_net::Stack;
+use moraine_platform::memory::Usage;
 use moraine_platform::{BlockDevice, NicDevice, Platform, error, info, warn};
 
 /// How long an address of version 4 is waited for once there is one of version 6.
@@ -46,7 +47,7 @@ pub(crate) fn start_network(
     };
     let config = moraine_net::Config {
         addressing,
-        buffer_bytes: budget.network as usize,
+        buffer_bytes: budget.memory.network as usize,
         ..moraine_net::Config::default()
     };
     match Stack::new(platform, nic, &config) {
@@ -61,24 +62,25 @@ pub(crate) fn start_network(
     }
 }
 
-/// Serves `vfs` until `stop`; the filesystem comes back with nothing under way.
+/// Serves `vfs` until `stop`; the filesystem comes back with nothing under way. How the shares of memory were used is told
+/// at the end; `caches` tells those of the filesystem.
 pub(crate) async fn serve<V: Vfs + 'static>(
     platform: &Platform,
     vfs: Rc<V>,
     stack: Stack,
     budget: &Budget,
     stop: &Stop,
+    caches: impl Fn() -> Vec<Usage>,
 ) -> Rc<V> {
     let network = Rc::new(stack.clone());
-    let exports =
-        match serve_exports(platform, vfs.clone(), network, Listen::everywhere(), budget.exports * 8) {
-            Ok(exports) => exports,
-            Err(why) => {
-                error!("kernel", "{why}");
-                stop.wait().await;
-                return vfs;
-            }
-        };
+    let exports = match serve_exports(platform, vfs.clone(), network, Listen::everywhere(), &budget.memory) {
+        Ok(exports) => exports,
+        Err(why) => {
+            error!("kernel", "{why}");
+            stop.wait().await;
+            return vfs;
+        }
+    };
     let address = address(platform, &stack, stop).await;
     if let Some(address) = address {
         // The listeners are bound to every address; who reads this line wants one that can be reached.
@@ -89,6 +91,10 @@ pub(crate) async fn serve<V: Vfs + 'static>(
         console::plain(format_args!("{}", line.replace("=[::]:", &alloc::format!("={host}:"))));
     }
     stop.wait().await;
+    let mut shares = caches();
+    shares.push(stack.memory());
+    shares.append(&mut exports.memory());
+    budget.report(shares);
     exports.stop().await
 }
 
@@ -101,7 +107,7 @@ pub(crate) async fn pool(
     budget: &Budget,
     stop: &Stop,
 ) {
-    let pool = match open_pool(platform, disks, config, PoolMemory::of(budget.total)).await {
+    let pool = match open_pool(platform, disks, config, &budget.memory).await {
         Ok(pool) => pool,
         Err(idle) => {
             console::plain(format_args!("{idle}"));
@@ -109,7 +115,11 @@ pub(crate) async fn pool(
         }
     };
     match stack {
-        Some(stack) => drop(serve(platform, pool.files(), stack, budget, stop).await),
+        Some(stack) => {
+            let files = pool.files();
+            let caches = || files.memory().into();
+            drop(serve(platform, files.clone(), stack, budget, stop, caches).await);
+        }
         None => stop.wait().await,
     }
     match pool.unmount().await {

@@ -6,7 +6,7 @@
 //! ```
 //! The interface is made if it is missing; give it an address and set it up from outside.
 
-use moraine_appliance::{Listen, serve_exports};
+use moraine_appliance::{Listen, Memory, serve_exports};
 use moraine_host::os;
 use moraine_model::Model;
 use moraine_net::{Addressing, Config, Stack, StaticAddress};
@@ -127,8 +127,13 @@ fn main() {
         let stack = Stack::new(&platform, tap, &config).expect("a host's address");
         platform.spawn.spawn("net", Box::pin(stack.clone().run()));
         let model = Rc::new(Model::new(platform.clock.clone(), platform.rng.clone()));
-        let exports =
-            serve_exports(&platform, model, Rc::new(stack.clone()), Listen::everywhere(), 512 << 20);
+        let exports = serve_exports(
+            &platform,
+            model,
+            Rc::new(stack.clone()),
+            Listen::everywhere(),
+            &Memory::of(512 << 20),
+        );
         let exports = exports.expect("every port of a new stack is free");
         println!("{}", exports.ready_line(platform.clock.now().since(Default::default()), None));
         loop {

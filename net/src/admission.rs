@@ -10,6 +10,7 @@ use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use core::net::SocketAddr;
 use core::time::Duration;
+use moraine_platform::memory::{Meter, Usage};
 use moraine_platform::sync::Event;
 
 /// Handshakes under way at one port.
@@ -71,7 +72,7 @@ pub(crate) struct Budget {
     bytes_max: usize,
     connections_max: usize,
     large_ring: usize,
-    bytes: usize,
+    meter: Meter,
     connections: usize,
 }
 
@@ -81,7 +82,7 @@ impl Budget {
             bytes_max: config.buffer_bytes,
             connections_max: config.connections_max,
             large_ring: config.large_ring(),
-            bytes: 0,
+            meter: Meter::default(),
             connections: 0,
         }
     }
@@ -90,7 +91,7 @@ impl Budget {
     /// only while small ones are left for every connection that may still come.
     pub(crate) fn ring(&self, class: Class) -> Option<usize> {
         let others = self.connections_max.checked_sub(self.connections + 1)?;
-        let left = self.bytes_max.saturating_sub(self.bytes);
+        let left = self.bytes_max.saturating_sub(self.meter.bytes());
         let large = 2 * self.large_ring + others * 2 * SMALL_RING;
         if class == Class::Large && large <= left {
             return Some(self.large_ring);
@@ -99,13 +100,23 @@ impl Budget {
     }
 
     pub(crate) fn take(&mut self, bytes: usize) {
-        self.bytes += bytes;
+        self.meter.add(bytes);
         self.connections += 1;
     }
 
     pub(crate) fn give_back(&mut self, bytes: usize) {
-        self.bytes -= bytes;
+        self.meter.sub(bytes);
         self.connections -= 1;
+    }
+
+    /// A newcomer found no place.
+    pub(crate) fn refuse(&self) {
+        self.meter.refuse();
+    }
+
+    /// What buffers of connections take of memory.
+    pub(crate) fn usage(&self) -> Usage {
+        self.meter.usage("network", self.bytes_max as u64)
     }
 
     /// Connections there are.
@@ -128,7 +139,7 @@ mod tests {
             large += usize::from(ring > SMALL_RING);
             budget.take(2 * ring);
         }
-        assert!(budget.bytes <= config.buffer_bytes);
+        assert!(budget.meter.bytes() <= config.buffer_bytes);
         assert!((30..=48).contains(&large), "{large}");
         assert_eq!(budget.ring(Class::Small), None, "no place is left");
         budget.give_back(2 * SMALL_RING);

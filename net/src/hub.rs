@@ -15,6 +15,7 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 use core::net::SocketAddr;
 use hashbrown::HashMap;
+use moraine_platform::memory::Usage;
 use moraine_platform::{Instant, NetError, NicDevice, RxMeta};
 use smoltcp::iface::{Interface, PollResult, SocketSet};
 use smoltcp::phy::DeviceCapabilities;
@@ -387,8 +388,11 @@ impl Hub {
         let ring = match self.budget.ring(class) {
             Some(ring) => ring,
             None => {
-                self.recycle()?;
-                self.budget.ring(class)?
+                let recycled = self.recycle().and_then(|()| self.budget.ring(class));
+                if recycled.is_none() {
+                    self.budget.refuse();
+                }
+                recycled?
             }
         };
         let connection = Connection::new(tuple, ring, phase, now)?;
@@ -420,6 +424,11 @@ impl Hub {
                 self.ready.retain(|ready| *ready != id);
             }
         }
+    }
+
+    /// What buffers take of memory.
+    pub(crate) fn memory(&self) -> Usage {
+        self.budget.usage()
     }
 
     /// Connections there are, in whatever state.

@@ -13,6 +13,7 @@ use core::future::{Future, poll_fn};
 use core::net::{IpAddr, SocketAddr};
 use core::pin::pin;
 use core::task::Poll;
+use moraine_platform::memory::Usage;
 use moraine_platform::sync::Event;
 use moraine_platform::{
     Clock, Connecting, Datagram, Instant, Listener, LocalFuture, NetError, Network, NicDevice, Platform, Rng,
@@ -113,6 +114,11 @@ impl Stack {
     /// What it counted.
     pub fn counters(&self) -> Counters {
         self.shared.hub.borrow().counters
+    }
+
+    /// What buffers of connections take of memory.
+    pub fn memory(&self) -> Usage {
+        self.shared.hub.borrow().memory()
     }
 
     /// TCP connections there are, half-open and closing ones included.

@@ -27,9 +27,13 @@ pub struct Buf {
 }
 
 impl Buf {
-    /// A zeroed buffer of `len` bytes; its memory is rounded up to whole blocks.
+    /// A zeroed buffer of `len` bytes; its memory is rounded up to whole blocks. Refused also while the platform's
+    /// [gate](crate::memory::set_gate) is closed for so many.
     pub fn zeroed(len: usize) -> Result<Buf, OutOfMemory> {
         let count = len.div_ceil(BLOCK_SIZE);
+        if !crate::memory::open(count * BLOCK_SIZE) {
+            return Err(OutOfMemory);
+        }
         let mut pages = Vec::new();
         pages.try_reserve_exact(count).map_err(|_| OutOfMemory)?;
         pages.resize(count, Page([0; BLOCK_SIZE]));

@@ -15,6 +15,7 @@ extern crate alloc;
 mod block;
 mod buf;
 pub mod log;
+pub mod memory;
 mod net;
 mod nic;
 pub mod sync;

@@ -1,5 +1,6 @@
 //! Waiting between tasks of one reactor: no threads, so no locks.
 
+use crate::memory::Usage;
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -95,6 +96,9 @@ impl Event {
 /// A counted resource with first-come, first-served waiting (a budget of bytes, of requests, of slots).
 pub struct Semaphore {
     free: Cell<u64>,
+    all: u64,
+    least_free: Cell<u64>,
+    waited: Cell<u64>,
     queue: RefCell<VecDeque<(u64, u64)>>,
     next: Cell<u64>,
     changed: Event,
@@ -111,6 +115,9 @@ impl Semaphore {
     pub fn new(count: u64) -> Rc<Semaphore> {
         Rc::new(Semaphore {
             free: Cell::new(count),
+            all: count,
+            least_free: Cell::new(count),
+            waited: Cell::new(0),
             queue: RefCell::default(),
             next: Cell::new(0),
             changed: Event::new(),
@@ -120,6 +127,17 @@ impl Semaphore {
     /// Units free now.
     pub fn free(&self) -> u64 {
         self.free.get()
+    }
+
+    /// How it is used, as a budget of bytes called `name`; those who waited count as refused.
+    pub fn usage(&self, name: &'static str) -> Usage {
+        Usage {
+            name,
+            limit: self.all,
+            used: self.all - self.free.get(),
+            peak: self.all - self.least_free.get(),
+            refused: self.waited.get(),
+        }
     }
 
     /// Takes `count` units if they are free and nobody waits for them.
@@ -133,6 +151,7 @@ impl Semaphore {
         if let Some(permit) = self.try_take(count) {
             return permit;
         }
+        self.waited.set(self.waited.get() + 1);
         let turn = self.next.get();
         self.next.set(turn + 1);
         self.queue.borrow_mut().push_back((turn, count));
@@ -150,6 +169,7 @@ impl Semaphore {
 
     fn grant(self: &Rc<Self>, count: u64) -> Permit {
         self.free.set(self.free.get() - count);
+        self.least_free.set(self.least_free.get().min(self.free.get()));
         Permit { owner: self.clone(), count }
     }
 }
@@ -226,6 +246,8 @@ mod tests {
         assert!(poll(&mut small).is_ready());
         drop(held);
         assert_eq!(pool.free(), 10);
+        let usage = pool.usage("pool");
+        assert_eq!((usage.limit, usage.used, usage.peak, usage.refused), (10, 0, 9, 2));
         let mut abandoned = Box::pin(pool.take(11));
         assert!(poll(&mut abandoned).is_pending());
         drop(abandoned);

@@ -8,6 +8,7 @@ use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
 use moraine_fs::Vfs;
+use moraine_platform::memory::{Meter, Usage};
 use moraine_platform::sync::{Event, Semaphore};
 use moraine_platform::{Instant, Listener, NetError, Platform, Stream, info, warn};
 use moraine_share::Share;
@@ -44,6 +45,7 @@ pub struct Server<V> {
     connections: usize,
     common: Rc<Semaphore>,
     common_size: u64,
+    pieces: Rc<Meter>,
     peers: RefCell<BTreeMap<u64, Rc<Peer>>>,
     next_peer: Cell<u64>,
     watching: Cell<bool>,
@@ -75,6 +77,7 @@ impl<V: Vfs + 'static> Server<V> {
             connections: config.connections.clamp(1, fitting),
             common: Semaphore::new(half),
             common_size: half,
+            pieces: Rc::default(),
             peers: RefCell::default(),
             next_peer: Cell::new(0),
             watching: Cell::new(false),
@@ -137,12 +140,24 @@ impl<V: Vfs + 'static> Server<V> {
     }
 
     /// The half of the payload that is nobody's own.
+    /// What payload takes of memory: the common half, and what connections hold of their own pieces.
+    pub fn memory(&self) -> Usage {
+        let common = self.common.usage("nbd");
+        let pieces = self.pieces.usage("nbd", PIECE * self.connections as u64);
+        Usage {
+            limit: common.limit + pieces.limit,
+            used: common.used + pieces.used,
+            peak: common.peak + pieces.peak,
+            ..common
+        }
+    }
+
     pub(crate) fn common(&self) -> &Rc<Semaphore> {
         &self.common
     }
 
     pub(crate) fn budget(&self) -> Budget {
-        Budget::new(self.common.clone(), self.common_size)
+        Budget::new(self.common.clone(), self.common_size, self.pieces.clone())
     }
 
     /// Ends the connection that is longest without a complete request; its place is free at once, though what it has

@@ -13,6 +13,7 @@ use hashbrown::HashMap;
 use moraine_format::journal::Seq;
 use moraine_format::node::{NodeIdent, NodePointer};
 use moraine_format::{Pos, Tree};
+use moraine_platform::memory::Meter;
 
 /// A node in memory.
 pub(crate) struct Node {
@@ -138,9 +139,9 @@ pub(crate) struct Table {
     /// Somebody needs many nodes at once: nothing is evicted.
     keep_all: usize,
     /// Bytes of memory of all nodes, about.
-    pub(super) memory_bytes: usize,
+    pub(crate) memory: Meter,
     /// Bytes that nodes should not exceed; dirty ones may.
-    pub(super) memory_limit: usize,
+    pub(crate) memory_limit: usize,
     /// Bytes of a node on disk.
     pub(crate) node_bytes: usize,
     /// The most keys a node may have; far out of reach but in tests.
@@ -181,7 +182,7 @@ impl Table {
             leaf_versions: alloc::vec![0; Tree::ALL.len()],
             next_node,
             keep_all: 0,
-            memory_bytes: 0,
+            memory: Meter::default(),
             memory_limit,
             node_bytes,
             keys_max,
@@ -264,7 +265,7 @@ impl Table {
         }
         let id = node.ident.node;
         node.charged = node.keys.memory_bytes() + size_of::<Node>();
-        self.memory_bytes += node.charged;
+        self.memory.add(node.charged);
         let old = self.nodes.insert(id, Box::new(node));
         assert!(old.is_none(), "a node is in memory once");
         self.clock.push_back(id);
@@ -272,19 +273,19 @@ impl Table {
 
     pub(super) fn remove(&mut self, id: u64) -> Option<Box<Node>> {
         let node = self.nodes.remove(&id)?;
-        self.memory_bytes -= node.charged;
+        self.memory.sub(node.charged);
         Some(node)
     }
 
     /// Drops clean nodes other than `keep` until memory is within its limit, least recently used first.
     pub(super) fn evict(&mut self, keep: u64) {
         let mut looked = 0;
-        if self.memory_bytes <= self.memory_limit || self.keep_all > 0 {
+        if self.memory.bytes() <= self.memory_limit || self.keep_all > 0 {
             return;
         }
         // Dirty nodes are the cleaner's business; a share of memory is for clean ones even if there are many of them.
-        let mut clean_bytes = self.memory_bytes - self.dirty_bytes();
-        while self.memory_bytes > self.memory_limit
+        let mut clean_bytes = self.memory.bytes() - self.dirty_bytes();
+        while self.memory.bytes() > self.memory_limit
             && clean_bytes > self.memory_limit / CLEAN_SHARE
             && looked < EVICT_LOOK_MAX
         {
@@ -308,7 +309,7 @@ impl Table {
 
     /// Whether so much is dirty that nodes must be written to make room for others.
     pub(crate) fn is_crowded(&self) -> bool {
-        self.memory_bytes > self.memory_limit * 3 / 4 && self.dirty_bytes() > self.memory_limit / 2
+        self.memory.bytes() > self.memory_limit * 3 / 4 && self.dirty_bytes() > self.memory_limit / 2
     }
 
     /// Counts dirty nodes anew.
@@ -445,7 +446,7 @@ impl Table {
             self.dirty_nodes += 1;
         }
         let bytes = node.keys.memory_bytes() + size_of::<Node>();
-        self.memory_bytes = self.memory_bytes + bytes - node.charged;
+        self.memory.set(self.memory.bytes() + bytes - node.charged);
         node.charged = bytes;
     }
 
@@ -473,7 +474,7 @@ impl core::fmt::Display for Table {
             f,
             "nodes: {} in memory ({} of {} bytes), {dirty} dirty, {writing} being written, {} keys to fold, kept since {:?}",
             self.nodes.len(),
-            self.memory_bytes,
+            self.memory.bytes(),
             self.memory_limit,
             self.overlay.len(),
             self.overlay_pin.as_ref().map(|p| p.seq().0)

@@ -4,28 +4,8 @@
 
 use crate::vfs::{Bytes, FsError, FsResult};
 use alloc::rc::Rc;
-use core::cell::Cell;
+use moraine_platform::memory::Meter;
 use moraine_platform::{BLOCK_SIZE, Buf};
-
-/// Bytes of memory in use by pages.
-#[derive(Default)]
-pub(crate) struct Meter {
-    bytes: Cell<usize>,
-}
-
-impl Meter {
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.get()
-    }
-
-    pub(crate) fn add(&self, bytes: usize) {
-        self.bytes.set(self.bytes.get() + bytes);
-    }
-
-    pub(crate) fn sub(&self, bytes: usize) {
-        self.bytes.set(self.bytes.get() - bytes);
-    }
-}
 
 /// A buffer whose parts are pages.
 struct Memory {

@@ -3,7 +3,7 @@
 use super::CacheBudget;
 use super::file::File;
 use super::group::{Cached, Dirty, GROUP_PAGES, Group, Slot};
-use super::page::{Meter, Page, Pages};
+use super::page::{Page, Pages};
 use crate::engine::SpaceReservation;
 use crate::namespace::{Pending, PendingAttrs};
 use crate::vfs::{Bytes, FsResult, ObjectId, Seq};
@@ -12,6 +12,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::ops::Range;
+use moraine_platform::memory::Meter;
 use moraine_platform::{BLOCK_SIZE, Instant};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;

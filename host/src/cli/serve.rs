@@ -4,10 +4,10 @@ use super::disks::open_all;
 use super::{Failure, size};
 use crate::os::{self, OpenMode, OsNetwork};
 use clap::Args;
-use moraine_appliance::{Config, Listen, PoolMemory, Stop, choose_routines, open_pool, serve_exports};
+use moraine_appliance::{Config, Listen, Memory, Stop, choose_routines, open_pool, serve_exports};
 use moraine_fs::Vfs;
 use moraine_model::Model;
-use moraine_platform::Platform;
+use moraine_platform::{Platform, info};
 use std::io::Write;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -52,8 +52,9 @@ impl Serve {
                 return Ok(ExitCode::SUCCESS);
             }
             let disks = open_all(&self.disks, OpenMode::Write)?;
-            let memory = PoolMemory::of(self.budget);
-            let pool = open_pool(&platform, &disks, &Config::default(), memory).await;
+            let memory = Memory::of(self.budget);
+            info!("memory", "{memory}");
+            let pool = open_pool(&platform, &disks, &Config::default(), &memory).await;
             let pool = pool.map_err(|idle| Failure(idle.to_string()))?;
             let served = self.serve(&platform, pool.files()).await;
             pool.unmount().await?;
@@ -65,7 +66,7 @@ impl Serve {
     async fn serve<V: Vfs + 'static>(&self, platform: &Platform, vfs: Rc<V>) -> Result<Rc<V>, Failure> {
         let stop = stop_on_signals()?;
         let listen = Listen { nfs: Some(self.nfs), nbd: Some(self.nbd), portmap: self.portmap };
-        let exports = serve_exports(platform, vfs, Rc::new(OsNetwork), listen, self.budget)?;
+        let exports = serve_exports(platform, vfs, Rc::new(OsNetwork), listen, &Memory::of(self.budget))?;
         let boot = platform.clock.now().since(moraine_platform::Instant(0));
         let mut out = std::io::stdout();
         writeln!(out, "{}", exports.ready_line(boot, Some(std::process::id())))?;

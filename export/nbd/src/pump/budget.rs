@@ -6,6 +6,7 @@
 
 use super::{Either, either};
 use alloc::rc::Rc;
+use moraine_platform::memory::Meter;
 use moraine_platform::sync::{Permit, Semaphore};
 
 /// What each connection has for itself, and the piece in which payload is received, in bytes: an extent's largest size.
@@ -18,6 +19,7 @@ pub(crate) struct Budget {
     own: Rc<Semaphore>,
     mine_of_common: Rc<Semaphore>,
     common: Rc<Semaphore>,
+    pieces: Rc<Meter>,
     most: u64,
 }
 
@@ -26,13 +28,31 @@ pub(crate) struct Grant {
     /// How many.
     pub(crate) bytes: u64,
     _permits: (Permit, Option<Permit>),
+    _piece: Option<Piece>,
+}
+
+/// Counts bytes granted out of a connection's own.
+struct Piece(Rc<Meter>, usize);
+
+impl Piece {
+    fn new(meter: &Rc<Meter>, bytes: u64) -> Piece {
+        meter.add(bytes as usize);
+        Piece(meter.clone(), bytes as usize)
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.0.sub(self.1);
+    }
 }
 
 impl Budget {
-    /// For a new connection, beside the `common` half, which held `common_size` bytes at first.
-    pub(crate) fn new(common: Rc<Semaphore>, common_size: u64) -> Budget {
+    /// For a new connection, beside the `common` half, which held `common_size` bytes at first; `pieces` counts what
+    /// connections hold of their own.
+    pub(crate) fn new(common: Rc<Semaphore>, common_size: u64, pieces: Rc<Meter>) -> Budget {
         let most = CONNECTION_MAX.min(common_size);
-        Budget { own: Semaphore::new(PIECE), mine_of_common: Semaphore::new(most), common, most }
+        Budget { own: Semaphore::new(PIECE), mine_of_common: Semaphore::new(most), common, pieces, most }
     }
 
     /// Waits for up to `wanted` bytes: all of them if they are at most [`PIECE`], and at least that many otherwise.
@@ -42,15 +62,18 @@ impl Budget {
         if let Some(mine) = self.mine_of_common.try_take(wanted)
             && let Some(common) = self.common.try_take(wanted)
         {
-            return Grant { bytes: wanted, _permits: (mine, Some(common)) };
+            return Grant { bytes: wanted, _permits: (mine, Some(common)), _piece: None };
         }
         let common = async {
             let mine = self.mine_of_common.take(wanted).await;
             (mine, Some(self.common.take(wanted).await))
         };
         match either(common, self.own.take(least)).await {
-            Either::First(permits) => Grant { bytes: wanted, _permits: permits },
-            Either::Second(own) => Grant { bytes: least, _permits: (own, None) },
+            Either::First(permits) => Grant { bytes: wanted, _permits: permits, _piece: None },
+            Either::Second(own) => {
+                let piece = Some(Piece::new(&self.pieces, least));
+                Grant { bytes: least, _permits: (own, None), _piece: piece }
+            }
         }
     }
 }
@@ -73,7 +96,9 @@ mod tests {
     #[test]
     fn those_who_hold_the_common_half_leave_everybody_a_piece() {
         let common = Semaphore::new(4 << 20);
-        let budgets: Vec<_> = (0..8).map(|_| Budget::new(common.clone(), 4 << 20)).collect();
+        let pieces = Rc::new(Meter::default());
+        let budget = |_| Budget::new(common.clone(), 4 << 20, pieces.clone());
+        let budgets: Vec<_> = (0..8).map(budget).collect();
         let mut held = Vec::new();
         for greedy in &budgets[..4] {
             while let Some(grant) = now(greedy.take(1 << 20)) {
@@ -89,12 +114,13 @@ mod tests {
             assert_eq!(now(honest.take(1 << 20)).map(|g| g.bytes), Some(PIECE));
         }
         drop(held);
-        assert_eq!(common.free(), 4 << 20);
+        assert_eq!((common.free(), pieces.bytes()), (4 << 20, 0));
+        assert_eq!(pieces.usage("", 0).peak, 5 * PIECE, "four of the greedy, one of an honest one at a time");
     }
 
     #[test]
     fn more_than_a_connection_may_hold_is_granted_in_part() {
-        let budget = Budget::new(Semaphore::new(1 << 20), 1 << 20);
+        let budget = Budget::new(Semaphore::new(1 << 20), 1 << 20, Rc::default());
         assert_eq!(now(budget.take(1 << 30)).map(|g| g.bytes), Some(1 << 20));
     }
 }

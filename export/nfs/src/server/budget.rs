@@ -8,6 +8,7 @@ use alloc::rc::{Rc, Weak};
 use core::cell::RefCell;
 use core::net::IpAddr;
 use hashbrown::HashMap;
+use moraine_platform::memory::Usage;
 use moraine_platform::sync::{Permit, Semaphore};
 
 /// The server's purses.
@@ -64,6 +65,11 @@ impl Budget {
             all_calls: self.calls.clone(),
             all_payload: self.payload.clone(),
         }
+    }
+
+    /// What file data takes of memory.
+    pub(super) fn usage(&self) -> Usage {
+        self.payload.usage("nfs")
     }
 
     /// Drops the purses of clients without a connection.

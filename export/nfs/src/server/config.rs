@@ -53,13 +53,13 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults for a machine with `memory` bytes that serves at `ports`.
-    pub fn new(ports: Ports, memory: u64) -> Config {
+    /// The defaults for a machine with `memory` bytes that serves at `ports`, with `payload_max` bytes of them for file data.
+    pub fn new(ports: Ports, memory: u64, payload_max: u64) -> Config {
         Config {
             ports,
             identities: Identities::default(),
             transfer: Transfer::for_memory(memory),
-            payload_max: (memory / 8).clamp(PAYLOAD_MIN, 16 << 20),
+            payload_max,
             connections_max: 256,
         }
     }

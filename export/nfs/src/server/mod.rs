@@ -35,6 +35,7 @@ use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
 use moraine_fs::vfs::Vfs;
+use moraine_platform::memory::Usage;
 use moraine_platform::sync::Event;
 use moraine_platform::{Datagram, Instant, Listener, Platform, Stream, info, warn};
 use moraine_share::Share;
@@ -182,6 +183,11 @@ impl<V: Vfs + 'static> Server<V> {
         for connection in inner.connections.take() {
             connection.abort();
         }
+    }
+
+    /// What file data under way takes of memory.
+    pub fn memory(&self) -> Usage {
+        self.inner.budget.usage()
     }
 
     /// What happened so far.

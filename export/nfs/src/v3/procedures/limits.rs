@@ -11,8 +11,8 @@ use moraine_fs::vfs::{FILE_SIZE_MAX, LINK_MAX, NAME_MAX, Vfs};
 pub const TRANSFER_MAX: u32 = 1 << 20;
 /// What is advertised when memory is short, in bytes.
 const TRANSFER_SMALL: u32 = 256 << 10;
-/// Memory from which the largest transfers are advertised, in bytes.
-const AMPLE_MEMORY: u64 = 512 << 20;
+/// Memory from which the largest transfers are advertised, in bytes: what a machine of 512 MiB has left once it booted.
+const AMPLE_MEMORY: u64 = 448 << 20;
 /// The preferred size of a directory listing, in bytes.
 const LISTING_PREFERRED: u32 = 64 << 10;
 /// Transfers should be multiples of this many bytes.

@@ -166,7 +166,7 @@ impl World {
         let fs = Rc::new(Probe::new(model));
         let share = Share::new();
         let ports = Ports { nfs: 2049, mount: 2049, mount_udp: 111, portmap: 111 };
-        let mut config = Config::new(ports, 1 << 30);
+        let mut config = Config::new(ports, 1 << 30, 16 << 20);
         change(&mut config);
         let server = Server::new(&platform, fs.clone(), share.clone(), config);
         World { reactor, platform, fs, share, server }
