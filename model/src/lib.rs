@@ -11,6 +11,7 @@
 //! | `names.rs` | create, make, link, remove, rename, lookup, readdir |
 //! | `attributes.rs` | setattr, permissions of times and owners, extended attributes |
 //! | `vfs.rs` | the façade: [`moraine_fs::Vfs`] on top of these |
+//! | [`double`] | filesystems for tests: a gate in front of calls, and passing on all others |
 //! | [`tree`] | what any `Vfs` holds, walked into a comparable value: [`tree::Tree`] |
 //!
 //! # Order of checks
@@ -28,6 +29,7 @@ extern crate std;
 
 mod attributes;
 mod content;
+pub mod double;
 mod names;
 mod state;
 #[cfg(test)]

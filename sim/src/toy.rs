@@ -188,20 +188,11 @@ impl ToyFs {
 }
 
 impl Vfs for ToyFs {
-    fn pool(&self) -> &PoolInfo {
-        self.model.pool()
-    }
-    fn root(&self) -> ObjectId {
-        self.model.root()
-    }
-    fn write_verifier(&self) -> u64 {
-        self.model.write_verifier()
-    }
+    moraine_model::forward!(model; pool root write_verifier getattr lookup readlink read segments readdir statfs);
+    moraine_model::forward!(model; getxattr listxattr);
+
     async fn durable(&self, seq: Seq) -> FsResult<()> {
         self.sync(seq).await
-    }
-    async fn getattr(&self, object: ObjectId) -> FsResult<Attr> {
-        self.model.getattr(object).await
     }
     async fn setattr(
         &self,
@@ -214,15 +205,6 @@ impl Vfs for ToyFs {
         let (caller, set) = (caller.clone(), *set);
         let call = move |m: &Model| again(now(m.setattr(&caller, object, &set, None)));
         self.logged(change, call).await
-    }
-    async fn lookup(&self, caller: &Caller, dir: ObjectId, name: &[u8]) -> FsResult<(ObjectId, Attr)> {
-        self.model.lookup(caller, dir, name).await
-    }
-    async fn readlink(&self, object: ObjectId) -> FsResult<(Vec<u8>, Attr)> {
-        self.model.readlink(object).await
-    }
-    async fn read(&self, caller: &Caller, object: ObjectId, offset: u64, len: u32) -> FsResult<ReadData> {
-        self.model.read(caller, object, offset, len).await
     }
     async fn write(
         &self,
@@ -268,9 +250,6 @@ impl Vfs for ToyFs {
         let change = now(self.model.punch(caller, object, offset, len))?;
         let caller = caller.clone();
         self.logged(change, move |m| again(now(m.punch(&caller, object, offset, len)))).await
-    }
-    async fn segments(&self, object: ObjectId, offset: u64, len: u64) -> FsResult<Vec<Segment>> {
-        self.model.segments(object, offset, len).await
     }
     async fn create(
         &self,
@@ -357,22 +336,6 @@ impl Vfs for ToyFs {
         let early = if self.toy.bug == ToyBug::WrongOrder { 9 } else { 0 };
         Ok(Change { seq: Seq(change.seq.0.saturating_sub(early)), ..change })
     }
-    async fn readdir(
-        &self,
-        caller: &Caller,
-        dir: ObjectId,
-        cookie: u64,
-        limit: usize,
-        attributes: WithAttributes,
-    ) -> FsResult<Listing> {
-        self.model.readdir(caller, dir, cookie, limit, attributes).await
-    }
-    async fn statfs(&self) -> FsResult<FsStat> {
-        self.model.statfs().await
-    }
-    async fn getxattr(&self, caller: &Caller, object: ObjectId, name: &[u8]) -> FsResult<Vec<u8>> {
-        self.model.getxattr(caller, object, name).await
-    }
     async fn setxattr(
         &self,
         caller: &Caller,
@@ -389,8 +352,5 @@ impl Vfs for ToyFs {
         let change = now(self.model.removexattr(caller, object, name))?;
         let (caller, name) = (caller.clone(), name.to_vec());
         self.logged(change, move |m| again(now(m.removexattr(&caller, object, &name)))).await
-    }
-    async fn listxattr(&self, object: ObjectId) -> FsResult<Vec<Box<[u8]>>> {
-        self.model.listxattr(object).await
     }
 }

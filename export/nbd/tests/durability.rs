@@ -6,7 +6,7 @@ use moraine_fs::FsError;
 use moraine_fs::vfs::{Seq, Stability};
 use std::cell::RefCell;
 use support::client::*;
-use support::{Bench, Call, Client, Dice, Op};
+use support::{Bench, Call, Client, Dice};
 
 const SIZE: u64 = 4 << 20;
 
@@ -42,10 +42,10 @@ fn nbd_06_a_flush_covers_every_write_answered_on_any_connection_before_it_was_se
                         clients[n].request(WRITE, 0, offset, 4096, &[round as u8; 4096]).await;
                         in_flight[n] += 1;
                     }
-                    3 => bench.vfs.hold([Op::Commit, Op::Write][dice.below(2) as usize]),
-                    4 => bench.vfs.release(),
+                    3 => bench.vfs.hold(["commit", "write"][dice.below(2) as usize]),
+                    4 => bench.vfs.release_all(),
                     _ if in_flight[n] > 0 => {
-                        bench.vfs.release();
+                        bench.vfs.release_all();
                         let reply = clients[n].reply().await;
                         assert_eq!(reply.error, 0);
                         in_flight[n] -= 1;
@@ -74,13 +74,13 @@ fn nbd_06_flushes_that_wait_share_one_and_one_that_has_begun_takes_no_more() {
     bench.world.run(async {
         bench.volume("vm1", SIZE).await;
         let mut clients = [bench.open("vm1").await, bench.open("vm1").await];
-        bench.vfs.hold(Op::Commit);
+        bench.vfs.hold("commit");
         for n in 0..20 {
             clients[n % 2].request(FLUSH, 0, 0, 0, &[]).await;
             bench.world.settle().await;
         }
         assert_eq!(commits(&bench.vfs.log.borrow()), 1, "the first began at once, alone");
-        bench.vfs.release();
+        bench.vfs.release_all();
         for n in 0..20 {
             assert_eq!(clients[n % 2].reply().await.error, 0);
         }
@@ -94,13 +94,13 @@ fn nbd_06_a_failed_flush_fails_for_all_who_share_it() {
     bench.world.run(async {
         bench.volume("vm1", SIZE).await;
         let mut client = bench.open("vm1").await;
-        bench.vfs.hold(Op::Commit);
+        bench.vfs.hold("commit");
         for _ in 0..4 {
             client.request(FLUSH, 0, 0, 0, &[]).await;
         }
         bench.world.settle().await;
-        bench.vfs.fail(Op::Commit, FsError::DeviceWrite, 2);
-        bench.vfs.release();
+        bench.vfs.fail("commit", FsError::DeviceWrite, 2);
+        bench.vfs.release_all();
         for _ in 0..4 {
             assert_eq!(client.reply().await.error, EIO);
         }
@@ -160,12 +160,12 @@ fn nbd_07_fua_does_not_wait_for_a_flush() {
     bench.world.run(async {
         bench.volume("vm1", SIZE).await;
         let (mut a, mut b) = (bench.open("vm1").await, bench.open("vm1").await);
-        bench.vfs.hold(Op::Commit);
+        bench.vfs.hold("commit");
         a.request(FLUSH, 0, 0, 0, &[]).await;
         bench.world.settle().await;
         assert_eq!(b.ask(WRITE, FUA, 0, 512, &[1; 512]).await.error, 0);
         assert_eq!(bench.vfs.waiting(), 1, "the flush still waits");
-        bench.vfs.release();
+        bench.vfs.release_all();
         assert_eq!(a.reply().await.error, 0);
     });
 }
@@ -176,9 +176,9 @@ fn nbd_07_what_cannot_be_made_durable_is_an_error() {
     bench.world.run(async {
         bench.volume("vm1", SIZE).await;
         let mut client = bench.open("vm1").await;
-        bench.vfs.fail(Op::Durable, FsError::DeviceWrite, 1);
+        bench.vfs.fail("durable", FsError::DeviceWrite, 1);
         assert_eq!(client.ask(TRIM, FUA, 0, 4096, &[]).await.error, EIO);
-        bench.vfs.fail(Op::Commit, FsError::Stopped, 1);
+        bench.vfs.fail("commit", FsError::Stopped, 1);
         assert_eq!(client.ask(WRITE, FUA, 0, 1 << 20, &[0; 1 << 20]).await.error, EIO);
     });
 }

@@ -6,7 +6,7 @@ use moraine_nbd::Config;
 use moraine_platform::Clock;
 use std::time::Duration;
 use support::client::*;
-use support::{Bench, Dice, Op, Shape};
+use support::{Bench, Dice, Shape};
 
 const MIB: u64 = 1 << 20;
 /// The longest a stalled client is kept: a minute, and the watchdog's round.
@@ -127,7 +127,7 @@ fn a_flood_of_connections_is_bounded_also_while_old_ones_are_ending() {
     let bench = Bench::with(Config { connections: 4, payload: 4 * MIB });
     bench.world.run(async {
         bench.volume("vm1", MIB).await;
-        bench.vfs.hold(Op::Write);
+        bench.vfs.hold("write");
         let mut clients = Vec::new();
         for n in 0..100 {
             let (ours, theirs) = support::pair(Shape::default());
@@ -142,7 +142,7 @@ fn a_flood_of_connections_is_bounded_also_while_old_ones_are_ending() {
             bench.world.settle().await;
             assert!(bench.server.connections() <= 8);
         }
-        bench.vfs.release();
+        bench.vfs.release_all();
     });
 }
 
@@ -155,7 +155,7 @@ fn shutting_down_answers_what_is_in_work_and_ends_every_connection() {
         let idle = bench.open("vm1").await;
         let mut greeting = bench.connect();
         greeting.greet(3).await;
-        bench.vfs.hold(Op::Write);
+        bench.vfs.hold("write");
         let cookie = busy.request(WRITE, 0, 0, 4, b"last").await;
         bench.world.settle().await;
         let server = bench.server.clone();
@@ -171,7 +171,7 @@ fn shutting_down_answers_what_is_in_work_and_ends_every_connection() {
         assert!(!done.get(), "something is in work");
         assert!(idle.hung_up().await);
         assert!(greeting.hung_up().await);
-        bench.vfs.release();
+        bench.vfs.release_all();
         let reply = busy.reply().await;
         assert_eq!((reply.cookie, reply.error), (cookie, 0));
         assert!(busy.hung_up().await);

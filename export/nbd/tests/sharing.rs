@@ -6,7 +6,7 @@ use moraine_fs::Vfs;
 use moraine_fs::vfs::{Caller, SetAttr};
 use moraine_share::{Mask, Refused};
 use support::client::*;
-use support::{Bench, Dice, Op};
+use support::{Bench, Dice};
 
 const MIB: u64 = 1 << 20;
 
@@ -54,6 +54,28 @@ fn nbd_14_a_truncate_under_way_ends_before_the_size_is_told() {
 }
 
 #[test]
+fn nbd_14_a_volume_removed_while_a_client_asks_for_it_is_not_there() {
+    let bench = Bench::new();
+    bench.world.run(async {
+        let object = bench.volume("vm1", MIB).await;
+        let act = bench.share.act(object, Mask::REMOVE).unwrap();
+        let mut client = bench.connect();
+        client.greet(3).await;
+        client.option(7, &export_query("vm1", &[])).await;
+        bench.world.settle().await;
+        let (caller, vfs) = (Caller::root(), &bench.vfs);
+        let (volumes, _) = vfs.lookup(&caller, vfs.root(), b"volumes").await.unwrap();
+        vfs.remove(&caller, volumes, b"vm1").await.unwrap();
+        drop(act);
+        assert_eq!(client.option_replies(7).await.last().unwrap().0, ERR_UNKNOWN);
+        // The session goes on, and holds nothing.
+        bench.volume("vm2", MIB).await;
+        client.go("vm2").await;
+        assert_eq!(bench.share.claims(), 1);
+    });
+}
+
+#[test]
 fn nbd_14_a_rename_keeps_the_export_and_gives_it_another_name() {
     let bench = Bench::new();
     bench.world.run(async {
@@ -82,7 +104,7 @@ fn r_06_writes_of_a_dead_connection_end_before_the_next_client_begins() {
     bench.world.run(async {
         let object = bench.volume("vm1", MIB).await;
         let mut dead = bench.open("vm1").await;
-        bench.vfs.hold(Op::Write);
+        bench.vfs.hold("write");
         dead.request(WRITE, 0, 0, 3, b"old").await;
         dead.request(TRIM, 0, 4096, 4096, &[]).await;
         bench.world.settle().await;
@@ -101,7 +123,7 @@ fn r_06_writes_of_a_dead_connection_end_before_the_next_client_begins() {
             std::task::Poll::Ready(next.stream.poll_recv(cx, &mut |_| 0).is_ready())
         });
         assert!(!answered.await, "the old write may still land");
-        bench.vfs.release();
+        bench.vfs.release_all();
         assert_eq!(next.option_replies(7).await.last().unwrap().0, ACK);
         assert_eq!(bench.get(object, 0, 3).await, b"old");
         next.write(0, b"new").await;
@@ -121,7 +143,7 @@ fn nbd_15_overlapping_writes_in_flight_leave_one_of_them_in_each_block() {
         let mut clients = [bench.open("vm1").await, bench.open("vm1").await, bench.open_simple("vm1").await];
         for storm in 0..40 {
             if storm % 2 == 0 {
-                bench.vfs.hold(Op::Write);
+                bench.vfs.hold("write");
             }
             for n in 0..30u64 {
                 let first = dice.below(BLOCKS);
@@ -130,10 +152,10 @@ fn nbd_15_overlapping_writes_in_flight_leave_one_of_them_in_each_block() {
                 let data = vec![n as u8 + 1; (count * 4096) as usize];
                 client.request(WRITE, (n % 2) as u16, first * 4096, data.len() as u32, &data).await;
                 if n % 7 == 0 {
-                    bench.vfs.release();
+                    bench.vfs.release_all();
                 }
             }
-            bench.vfs.release();
+            bench.vfs.release_all();
             for client in &mut clients {
                 for _ in 0..10 {
                     assert_eq!(client.reply().await.error, 0);

@@ -7,7 +7,7 @@ use moraine_fs::vfs::{Caller, SetAttr};
 use moraine_fs::{Vfs, vfs::Stability};
 use moraine_nbd::Config;
 use support::client::*;
-use support::{Bench, Call, Client, Dice, Op, Shape};
+use support::{Bench, Call, Client, Dice, Shape};
 
 const MIB: u64 = 1 << 20;
 
@@ -18,14 +18,14 @@ fn nbd_04_neighbours_of_512_bytes_do_not_harm_each_other() {
         let object = bench.volume("vm1", MIB).await;
         let mut clients = [bench.open("vm1").await, bench.open_simple("vm1").await];
         // 16 sectors of two blocks, all in flight at once, from two connections.
-        bench.vfs.hold(Op::Write);
+        bench.vfs.hold("write");
         for sector in 0..16u64 {
             let client = &mut clients[sector as usize % 2];
             client.request(WRITE, 0, sector * 512, 512, &[sector as u8 + 1; 512]).await;
         }
         bench.world.settle().await;
         assert_eq!(bench.vfs.waiting(), 16);
-        bench.vfs.release();
+        bench.vfs.release_all();
         for client in &mut clients {
             for _ in 0..8 {
                 assert_eq!(client.reply().await.error, 0);
@@ -85,7 +85,7 @@ fn nbd_05_an_errored_write_is_drained_and_the_stream_stays_in_step() {
         // Errors of the filesystem, at the first and at a later piece of a long write.
         for (error, wanted) in [(FsError::NoSpace, ENOSPC), (FsError::DeviceWrite, EIO), (FsError::Busy, EIO)]
         {
-            bench.vfs.fail(Op::Write, error, 1);
+            bench.vfs.fail("write", error, 1);
             assert_eq!(client.ask(WRITE, 0, 0, 1 << 20, &poison[..1 << 20]).await.error, wanted);
         }
         let too_long = vec![0; (32 << 20) + 1];
@@ -157,14 +157,14 @@ fn nbd_09_reads_without_memory_to_spare_come_whole_too() {
         bench.put(object, 0, &oracle).await;
         for flags in [0, DF] {
             let mut greedy = bench.open_simple("vm1").await;
-            bench.vfs.hold(Op::Read);
+            bench.vfs.hold("read");
             greedy.request(READ, 0, 0, 1 << 20, &[]).await;
             bench.world.settle().await;
             let mut client =
                 if flags == DF { bench.open("vm1").await } else { bench.open_simple("vm1").await };
             let cookie = client.request(READ, flags, 5, 1 << 20, &[]).await;
             bench.world.settle().await;
-            bench.vfs.release();
+            bench.vfs.release_all();
             let reply = client.reply().await;
             assert_eq!(reply.cookie, cookie);
             assert!(reply.bytes(5, 1 << 20) == oracle[5..(1 << 20) + 5]);
@@ -183,24 +183,24 @@ fn nbd_09_an_error_in_a_read_is_told_by_chunk_and_ends_a_simple_reply_under_way(
     bench.world.run(async {
         bench.volume("vm1", 64 * MIB).await;
         let mut client = bench.open("vm1").await;
-        bench.vfs.fail(Op::Read, FsError::Checksum, 1);
+        bench.vfs.fail("read", FsError::Checksum, 1);
         let reply = client.ask(READ, 0, 0, 4096, &[]).await;
         assert_eq!((reply.error, reply.data.len()), (EIO, 0));
-        bench.vfs.fail(Op::Read, FsError::DeviceRead, 1);
+        bench.vfs.fail("read", FsError::DeviceRead, 1);
         assert_eq!(client.ask(READ, DF, 0, 4096, &[]).await.error, EIO);
         let reply = client.ask(READ, DF, 0, 2 << 20, &[]).await;
         assert_eq!((reply.error, reply.data.len()), (EOVERFLOW, 0));
         assert_eq!(client.read(0, 10).await, [0; 10]);
 
         let mut simple = bench.open_simple("vm1").await;
-        bench.vfs.fail(Op::Read, FsError::Checksum, 1);
+        bench.vfs.fail("read", FsError::Checksum, 1);
         assert_eq!(simple.ask(READ, 0, 0, 4096, &[]).await.error, EIO);
         assert_eq!(simple.read(0, 10).await, [0; 10], "a simple error has no payload");
         // Success is announced, then the disk fails: the rest can only be silence.
         let long = request_bytes(READ, 0, 77, 0, 32 << 20);
         simple.send(&long).await;
         assert_eq!(simple.take(16).await[4..8], [0; 4]);
-        bench.vfs.fail(Op::Read, FsError::Checksum, 1);
+        bench.vfs.fail("read", FsError::Checksum, 1);
         let mut taken = 0;
         let mut some = vec![0; 65_536];
         while let Ok(n) = simple.stream.recv(&mut some).await
@@ -220,7 +220,7 @@ fn nbd_09_an_error_amid_one_chunk_fills_it_up_and_is_told_after_it() {
         let mut client = bench.open("vm1").await;
         client.send(&request_bytes(READ, DF, 9, 0, 1 << 20)).await;
         assert_eq!(client.take(28).await[..4], 0x668e_33efu32.to_be_bytes());
-        bench.vfs.fail(Op::Read, FsError::Checksum, 1);
+        bench.vfs.fail("read", FsError::Checksum, 1);
         client.take(1 << 20).await;
         let reply = client.reply().await;
         assert_eq!((reply.cookie, reply.error), (9, EIO));
@@ -245,7 +245,7 @@ fn nbd_09_block_status_tells_data_from_holes() {
             let reply = client.ask(STATUS, 0, offset, len, &[]).await;
             assert_eq!((reply.error, reply.extents.len()), (EINVAL, 0));
         }
-        bench.vfs.fail(Op::Segments, FsError::DeviceRead, 1);
+        bench.vfs.fail("segments", FsError::DeviceRead, 1);
         assert_eq!(client.ask(STATUS, 0, 0, 512, &[]).await.error, EIO);
         let mut simple = bench.open_simple("vm1").await;
         assert_eq!(simple.ask(STATUS, 0, 0, 512, &[]).await.error, EINVAL, "nobody chose the context");
@@ -323,13 +323,13 @@ fn nbd_13_good_bye_finishes_what_is_in_work_and_sends_nothing_more() {
     bench.world.run(async {
         let object = bench.volume("vm1", MIB).await;
         let mut client = bench.open("vm1").await;
-        bench.vfs.hold(Op::Write);
+        bench.vfs.hold("write");
         let cookie = client.request(WRITE, 0, 0, 4, b"last").await;
         client.request(DISC, 0, 0, 0, &[]).await;
         client.request(WRITE, 0, 0, 4, b"LATE").await;
         bench.world.settle().await;
         assert_eq!(bench.share.claims(), 1, "the volume stays open while something is in work");
-        bench.vfs.release();
+        bench.vfs.release_all();
         assert_eq!(client.reply().await.cookie, cookie);
         assert!(client.hung_up().await);
         bench.world.settle().await;
@@ -367,13 +367,13 @@ fn held_requests_are_answered_when_the_conflict_is_over() {
     bench.world.run(async {
         bench.volume("vm1", MIB).await;
         let mut client = bench.open("vm1").await;
-        for op in [Op::Read, Op::Punch, Op::Segments, Op::Commit] {
+        for op in ["read", "punch", "segments", "commit"] {
             for error in [FsError::Busy, FsError::NoMemory] {
                 bench.vfs.fail(op, error, 5);
                 let reply = match op {
-                    Op::Read => client.ask(READ, 0, 0, 512, &[]).await,
-                    Op::Punch => client.ask(TRIM, 0, 0, 512, &[]).await,
-                    Op::Segments => client.ask(STATUS, 0, 0, 512, &[]).await,
+                    "read" => client.ask(READ, 0, 0, 512, &[]).await,
+                    "punch" => client.ask(TRIM, 0, 0, 512, &[]).await,
+                    "segments" => client.ask(STATUS, 0, 0, 512, &[]).await,
                     _ => client.ask(FLUSH, 0, 0, 0, &[]).await,
                 };
                 assert_eq!(reply.error, 0, "{op:?} {error}: patience, not an error");
@@ -390,7 +390,7 @@ fn a_filesystem_that_shuts_down_ends_the_connection() {
         for structured in [false, true] {
             let mut client =
                 if structured { bench.open("vm1").await } else { bench.open_simple("vm1").await };
-            bench.vfs.fail(Op::Read, FsError::ShuttingDown, 1);
+            bench.vfs.fail("read", FsError::ShuttingDown, 1);
             assert_eq!(client.ask(READ, 0, 0, 512, &[]).await.error, ESHUTDOWN);
             assert!(client.hung_up().await);
         }

@@ -1,5 +1,6 @@
 //! The share table between tasks of one reactor: what is held ends when its guard is dropped.
 
+use crate::names::{NameHold, Names, key};
 use crate::table::{Claim, Class, Event as Change, Mask, Owner, Refused, Table};
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
@@ -12,6 +13,7 @@ use moraine_platform::sync::Event;
 pub struct Share {
     table: RefCell<Table>,
     next_owner: Cell<u64>,
+    names: Rc<Names>,
     ended: Event,
 }
 
@@ -58,6 +60,17 @@ impl Share {
         let claim = Claim { owner, does, denies: Mask::empty(), denies_to: Class::File };
         self.table.borrow_mut().apply(Change::Act(object, claim))?;
         Ok(Act { _held: self.hold(object, owner) })
+    }
+
+    /// Waits until nobody else is changing what `name` in `dir` leads to. Every file protocol holds a name from before it
+    /// looks what an [act](Share::act) on it would hit until the filesystem's call returned.
+    pub async fn hold_name(&self, dir: ObjectId, name: &[u8]) -> NameHold {
+        self.names.hold(key(dir, name), None).await
+    }
+
+    /// The same for the two names of a rename.
+    pub async fn hold_names(&self, from: (ObjectId, &[u8]), to: (ObjectId, &[u8])) -> NameHold {
+        self.names.hold(key(from.0, from.1), Some(key(to.0, to.1))).await
     }
 
     /// Opens and acts held now.

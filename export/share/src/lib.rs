@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `table` | the table as plain data: events in, verdicts out; no futures, no clock |
 //! | `guard` | the table shared between tasks: opens and acts that end when their guard is dropped |
+//! | `names` | names under change: what a name leads to stays so from the question to the change |
 //!
 //! Share reservations of NFSv4 and NLM are opens with other masks; byte-range locks and delegations become further
 //! lists of an object's entry in `table`, with an event each.
@@ -19,7 +20,9 @@ extern crate alloc;
 extern crate std;
 
 mod guard;
+mod names;
 mod table;
 
 pub use guard::{Act, Open, Share};
+pub use names::NameHold;
 pub use table::{CLAIMS_MAX, Claim, Class, Event, Mask, Owner, Refused, Table};

@@ -8,7 +8,7 @@ pub mod stream;
 pub mod world;
 
 pub use client::{Client, Reply};
-pub use probe::{Call, Op, Probe};
+pub use probe::{Call, Probe};
 pub use stream::{Shape, pair};
 pub use world::World;
 

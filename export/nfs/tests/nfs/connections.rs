@@ -309,17 +309,17 @@ fn no_memory_is_waited_out_and_never_told() {
     world.run(async move {
         let root = client.root().await;
         for _ in 0..12 {
-            fs.fail("lookup", FsError::NoMemory);
+            fs.fail("lookup", FsError::NoMemory, 1);
         }
         assert!(client.lookup(&root, b"volumes").await.is_ok());
         for _ in 0..3 {
-            fs.fail("create", FsError::NoMemory);
+            fs.fail("create", FsError::NoMemory, 1);
         }
         assert!(client.create(&root, b"f").await.is_ok());
         assert_eq!(fs.count("create"), 4);
         // A WRITE's data is gone with the attempt: its client sends it again.
         let file = client.lookup(&root, b"f").await.unwrap().0;
-        fs.fail("write", FsError::NoMemory);
+        fs.fail("write", FsError::NoMemory, 1);
         let write = client.nfs(Procedure::Write, |e| {
             e.opaque(&file).u64(0).u32(1).u32(0).opaque(b"x");
         });
@@ -334,7 +334,7 @@ fn shutting_down_is_silence_and_a_closed_connection() {
     let (client, fs) = (world.client(), world.fs.clone());
     world.run(async move {
         let root = client.root().await;
-        fs.fail("remove", FsError::ShuttingDown);
+        fs.fail("remove", FsError::ShuttingDown, 1);
         let call = client.nfs(Procedure::Remove, |e| {
             e.opaque(&root).opaque(b"x");
         });

@@ -9,5 +9,6 @@ mod listing;
 mod procedures;
 mod programs;
 mod repeats;
+mod sharing;
 mod support;
 mod truth;

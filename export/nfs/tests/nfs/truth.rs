@@ -42,11 +42,11 @@ fn v3_01_a_device_error_is_an_io_error() {
     world.run(async move {
         let root = client.root().await;
         let file = client.create(&root, b"f").await.unwrap();
-        fs.fail("commit", moraine_fs::FsError::DeviceWrite);
+        fs.fail("commit", moraine_fs::FsError::DeviceWrite, 1);
         assert_eq!(client.commit(&file, 0, 0).await.0, Err(NF::IO));
-        fs.fail("durable", moraine_fs::FsError::DeviceWrite);
+        fs.fail("durable", moraine_fs::FsError::DeviceWrite, 1);
         assert_eq!(client.create(&root, b"g").await, Err(NF::IO));
-        fs.fail("durable", moraine_fs::FsError::NoMemory);
+        fs.fail("durable", moraine_fs::FsError::NoMemory, 1);
         assert_eq!(
             client.create(&root, b"h").await,
             Err(NF::IO),

@@ -146,7 +146,8 @@ impl<V: Vfs> Nfs<V> {
         Ok(self.share.act(object, does)?)
     }
 
-    /// Declares that the object now called `at`, if there is one, is about to suffer `does`.
+    /// Declares that the object now called `name`, if there is one, is about to suffer `does`. The caller holds the name, so
+    /// that it goes on being called so.
     async fn act_on_name(
         &self,
         caller: &Caller,

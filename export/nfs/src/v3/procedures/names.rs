@@ -34,14 +34,18 @@ impl<V: Vfs> Nfs<V> {
         let dir = self.dir(at);
         let result = async {
             let dir = dir?;
-            // An existing file is only ever touched by its size.
-            let _act = match (how, set.size) {
-                (CreateMode::Unchecked, Some(_)) => {
-                    self.act_on_name(caller, dir, at.name, Mask::RESIZE).await?
-                }
-                _ => None,
+            let change = {
+                let _name = self.share.hold_name(dir, at.name).await;
+                // An existing file is only ever touched by its size.
+                let _act = match (how, set.size) {
+                    (CreateMode::Unchecked, Some(_)) => {
+                        self.act_on_name(caller, dir, at.name, Mask::RESIZE).await?
+                    }
+                    _ => None,
+                };
+                self.vfs.create(caller, dir, at.name, how, set).await
             };
-            self.durably(self.vfs.create(caller, dir, at.name, how, set).await).await
+            self.durably(change).await
         };
         let result = result.await;
         self.made(dir, result, out).await
@@ -90,7 +94,14 @@ impl<V: Vfs> Nfs<V> {
         out: &mut Encoder,
     ) -> Result<(), Hold> {
         let dir = self.dir(at);
-        let result = async { self.durably(self.vfs.make(caller, dir?, at.name, node, set).await).await };
+        let result = async {
+            let dir = dir?;
+            let change = {
+                let _name = self.share.hold_name(dir, at.name).await;
+                self.vfs.make(caller, dir, at.name, node, set).await
+            };
+            self.durably(change).await
+        };
         let result = result.await;
         self.made(dir, result, out).await
     }
@@ -117,8 +128,12 @@ impl<V: Vfs> Nfs<V> {
         let dir = self.dir(at);
         let result = async {
             let dir = dir?;
-            let _act = self.act_on_name(caller, dir, at.name, Mask::REMOVE).await?;
-            self.durably(self.vfs.remove(caller, dir, at.name).await).await
+            let change = {
+                let _name = self.share.hold_name(dir, at.name).await;
+                let _act = self.act_on_name(caller, dir, at.name, Mask::REMOVE).await?;
+                self.vfs.remove(caller, dir, at.name).await
+            };
+            self.durably(change).await
         };
         let result = result.await;
         self.change_result(dir, result, out).await
@@ -126,7 +141,15 @@ impl<V: Vfs> Nfs<V> {
 
     pub(super) async fn rmdir(&self, caller: &Caller, at: DirOp<'_>, out: &mut Encoder) -> Result<(), Hold> {
         let dir = self.dir(at);
-        let result = async { self.durably(self.vfs.rmdir(caller, dir?, at.name).await).await }.await;
+        let result = async {
+            let dir = dir?;
+            let change = {
+                let _name = self.share.hold_name(dir, at.name).await;
+                self.vfs.rmdir(caller, dir, at.name).await
+            };
+            self.durably(change).await
+        };
+        let result = result.await;
         self.change_result(dir, result, out).await
     }
 
@@ -140,9 +163,13 @@ impl<V: Vfs> Nfs<V> {
         let (from_dir, to_dir) = (self.dir(from), self.dir(to));
         let result = async {
             let (from_dir, to_dir) = (from_dir?, to_dir?);
-            // What is renamed stays what it is; what it replaces loses its name.
-            let _act = self.act_on_name(caller, to_dir, to.name, Mask::REMOVE).await?;
-            let (left, arrived) = self.vfs.rename(caller, (from_dir, from.name), (to_dir, to.name)).await?;
+            let (from, to) = ((from_dir, from.name), (to_dir, to.name));
+            let (left, arrived) = {
+                let _names = self.share.hold_names(from, to).await;
+                // What is renamed stays what it is; what it replaces loses its name.
+                let _act = self.act_on_name(caller, to.0, to.1, Mask::REMOVE).await?;
+                self.vfs.rename(caller, from, to).await?
+            };
             self.on_media(left.seq.max(arrived.seq)).await?;
             Ok((left, arrived))
         };
@@ -166,7 +193,14 @@ impl<V: Vfs> Nfs<V> {
         out: &mut Encoder,
     ) -> Result<(), Hold> {
         let (object, dir) = (self.object(object), self.dir(to));
-        let result = async { self.durably(self.vfs.link(caller, object?, dir?, to.name).await).await };
+        let result = async {
+            let (object, dir) = (object?, dir?);
+            let change = {
+                let _name = self.share.hold_name(dir, to.name).await;
+                self.vfs.link(caller, object, dir, to.name).await
+            };
+            self.durably(change).await
+        };
         match result.await {
             Ok(change) => {
                 out.status(Status::Ok).post_attr(Some(&change.value)).wcc_of(&change);
