@@ -4,7 +4,7 @@ mod fake;
 
 use fake::virtio::{Backend, Bus, Chain, EVENT_IDX, INDIRECT, MMIO, VERSION_1, Virtio};
 use fake::{FakeFunction, Random, World, probe};
-use moraine_drivers::{Found, MmioWindow};
+use moraine_drivers::{Found, Hal, MmioWindow};
 use moraine_platform::{NicDevice, RxChecksum, RxMeta, Segmentation, TxChecksum, TxMeta, TxSegmentation};
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
@@ -408,6 +408,26 @@ fn arriving_frames_wake_a_sleeping_machine_even_if_others_lie_unfetched() {
         }
         (0..50).for_each(|i| assert!(bench.receive().unwrap().0 == pattern(100, i)));
     }
+}
+
+#[test]
+fn a_lost_interrupt_of_a_line_is_made_up_for_in_time() {
+    let bench = Bench::new(Bus::Mmio);
+    let service = &bench.found.services[0];
+    assert!(service.arm());
+    let deadline = service.deadline().expect("somebody must look").since(bench.world.now());
+    assert!(deadline <= Duration::from_millis(50), "{deadline:?}");
+    bench.arrive(pattern(100, 1));
+    bench.turns(100);
+    // Whatever became of the interrupt: the look at the deadline finds the frame.
+    assert!(service.poll() || bench.nic().can_receive());
+    assert!(bench.receive().unwrap().0 == pattern(100, 1));
+    let bench = Bench::new(Bus::Pci);
+    assert_eq!(
+        bench.found.services[0].deadline(),
+        None,
+        "messages do not get lost: an idle card wakes nobody"
+    );
 }
 
 #[test]

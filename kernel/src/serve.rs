@@ -5,6 +5,7 @@ use crate::machine::clock;
 use crate::memory::budget::Budget;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use moraine_appliance::{Addressing, Config, Listen, Stop, open_pool, serve_exports};
@@ -20,20 +21,33 @@ const ADDRESS_LOOK: Duration = Duration::from_millis(20);
 /// After how long without an address the console says so.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Brings the network up on the first card. None without one.
+/// A card's address as people write it.
+struct Mac([u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// Brings the network up on the first card with a link. None without a card.
 pub(crate) fn start_network(
     platform: &Platform,
     nics: Vec<Rc<dyn NicDevice>>,
     config: &Config,
     budget: &Budget,
 ) -> Option<Stack> {
-    if nics.len() > 1 {
-        warn!("net", "{} network cards; the first one is used", nics.len());
-    }
-    let Some(nic) = nics.into_iter().next() else {
+    let linked = nics.iter().position(|nic| nic.link_up());
+    let Some(nic) = nics.get(linked.unwrap_or(0)).cloned() else {
         error!("net", "no network card: nothing can be served");
         return None;
     };
+    if nics.len() > 1 {
+        // One stack, one card: which one is for people to see, lest they look for an address on another.
+        let why = if linked.is_some() { "the first with a link" } else { "the first, none has a link" };
+        warn!("net", "{} network cards; {} is used, {why}; the others are not", nics.len(), Mac(nic.mac()));
+    }
     let addressing = match &config.addressing {
         Addressing::Automatic => moraine_net::Addressing::Automatic,
         Addressing::Static(addresses) => {

@@ -4,6 +4,7 @@
 //! nothing new is issued and its caller is not answered (quarantine). Requests that the reset caught on their way
 //! begin again. There is no FUA either: on a device with a volatile cache the filesystem writes and flushes.
 
+use super::LOOK_INTERVAL;
 use super::queue::{Direction, Next, Segment, Virtqueue};
 use super::transport::{self, RESET_TIMEOUT, STATUS_NEEDS_RESET, Transport, VirtioError};
 use crate::disk::{self, Disk};
@@ -86,7 +87,6 @@ const RANGE_LEN: u32 = 16;
 /// Length of the device's id string.
 const ID_LEN: u32 = 20;
 
-const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 const COMPLAINTS_MAX: u32 = 10;
 
@@ -518,8 +518,8 @@ impl Service for VirtioBlock {
             State::Ready => {
                 let io = self.io.borrow();
                 io.as_ref().filter(|io| io.slots.in_flight() > 0)?;
-                let interrupts = self.transport.has_interrupts();
-                Some(if interrupts { self.next_tick.get() } else { self.hal.now() + LOOK_INTERVAL })
+                let look = self.transport.look_interval().map(|interval| self.hal.now() + interval);
+                Some(look.map_or(self.next_tick.get(), |look| look.min(self.next_tick.get())))
             }
         }
     }

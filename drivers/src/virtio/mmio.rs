@@ -1,8 +1,10 @@
 //! Virtio over MMIO (virtio 1.2 §4.2), version 2 and the legacy version 1 which some machine models still default to.
 
+use super::LINE_LOOK_INTERVAL;
 use super::transport::{QueueAddresses, Transport, VirtioError};
 use crate::hal::{Hal, MmioWindow, PAGE_SIZE, Registers};
 use alloc::rc::Rc;
+use core::time::Duration;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 /// The registers before device configuration.
@@ -129,8 +131,8 @@ impl Transport for MmioTransport {
         self.registers.write32(QUEUE_NOTIFY, index.into());
     }
 
-    fn has_interrupts(&self) -> bool {
-        true
+    fn look_interval(&self) -> Option<Duration> {
+        Some(LINE_LOOK_INTERVAL)
     }
 
     fn acknowledge_interrupt(&self) {

@@ -24,9 +24,16 @@ pub(crate) use pci::PciTransport;
 use crate::hal::{Hal, Service};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
+use core::time::Duration;
 use moraine_platform::{BlockDevice, NicDevice};
 use transport::Transport;
 pub(crate) use transport::VirtioError;
+
+/// How often a device is looked at that cannot interrupt.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// How often a device is looked at that interrupts by a line. The line tells of an edge only, and one edge that a controller
+/// or a monitor loses would silence the device for good.
+const LINE_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What came out of one virtio device.
 pub(crate) enum Probed {

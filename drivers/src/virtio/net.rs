@@ -48,8 +48,6 @@ const FRAME_LARGE: usize = ETHERNET_HEADER + u16::MAX as usize;
 
 /// How often the link's state is read.
 const LINK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a card is looked at that cannot interrupt.
-const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// Senseless receive entries skipped in one call.
 const DROPS_MAX: usize = 64;
 
@@ -238,7 +236,7 @@ impl Service for VirtioNet {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        (!self.transport.has_interrupts()).then(|| self.hal.now() + LOOK_INTERVAL)
+        Some(self.hal.now() + self.transport.look_interval()?)
     }
 }
 

@@ -1,10 +1,12 @@
 //! Virtio over PCI (virtio 1.2 §4.1): modern devices, and transitional ones through their modern interface.
 
+use super::LOOK_INTERVAL;
 use super::transport::{QueueAddresses, Transport, VirtioError};
 use crate::hal::{Hal, PciFunction, Registers};
 use crate::pci::{self, CAPABILITY_VENDOR, MSIX_VECTOR, Msix};
 use alloc::rc::Rc;
 use core::cell::Cell;
+use core::time::Duration;
 
 const VENDOR: u16 = 0x1af4;
 const TRANSITIONAL: core::ops::RangeInclusive<u16> = 0x1000..=0x103f;
@@ -181,8 +183,8 @@ impl Transport for PciTransport {
         self.notify.write16(self.notify_at.get()[usize::from(index)], index);
     }
 
-    fn has_interrupts(&self) -> bool {
-        self.msix.is_some()
+    fn look_interval(&self) -> Option<Duration> {
+        self.msix.is_none().then_some(LOOK_INTERVAL)
     }
 
     fn acknowledge_interrupt(&self) {}

@@ -88,8 +88,8 @@ pub(crate) trait Transport {
     fn set_queue(&self, index: u16, addresses: &QueueAddresses) -> Result<(), VirtioError>;
     /// Tells the device that queue `index` has new buffers.
     fn notify(&self, index: u16);
-    /// Whether completions interrupt.
-    fn has_interrupts(&self) -> bool;
+    /// How often the device must be looked at while something is expected of it; none if its interrupts suffice.
+    fn look_interval(&self) -> Option<Duration>;
     /// Takes the interrupt line down where there is one that has to be.
     fn acknowledge_interrupt(&self);
     /// Reads a byte of device configuration; zero past its end.
