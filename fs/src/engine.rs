@@ -11,6 +11,7 @@
 //! | [`commit`] | the one synchronous step that makes updates history |
 //! | [`pool`] | making, mounting and unmounting pools |
 //! | [`mount`] | recovery: from superblocks and journal to a running engine |
+//! | [`look`] | reading keys without a transaction |
 //! | [`cleaner`] | the background: write-back under pressure, freeing buckets |
 //! | [`space`] | reservations, placed data, holds on buckets |
 
@@ -34,11 +35,13 @@ use moraine_platform::{Platform, error};
 
 mod cleaner;
 pub(crate) mod commit;
+mod look;
 mod mount;
 mod pool;
 mod space;
 
 pub use crate::superblock::FormatOptions;
+pub use look::{Absent, Look};
 pub use mount::{Budget, RunError};
 pub use pool::PoolError;
 pub(crate) use space::Hold;

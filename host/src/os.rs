@@ -27,18 +27,42 @@ const BLOCKING_THREADS_MAX: usize = 32;
 /// Runs `main` on a fresh reactor with the platform of this process, and returns its result. Device commands under
 /// way are finished before this returns.
 pub fn run<T>(main: impl AsyncFnOnce(Platform) -> T) -> io::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
-        .build()?;
-    let tasks = tokio::task::LocalSet::new();
-    let platform = Platform {
-        clock: Rc::new(OsClock { start: tokio::time::Instant::now() }),
-        rng: Rc::new(OsRng),
-        spawn: Rc::new(OsSpawn),
-        offload: Rc::new(OsOffload),
-    };
-    Ok(tasks.block_on(&runtime, main(platform)))
+    let reactor = Reactor::new()?;
+    let platform = reactor.platform();
+    Ok(reactor.block_on(main(platform)))
+}
+
+/// A reactor for callers that are not async themselves: it runs only while they wait for something.
+pub struct Reactor {
+    // Tasks go before the reactor they run on.
+    tasks: tokio::task::LocalSet,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Reactor {
+    /// A fresh one.
+    pub fn new() -> io::Result<Reactor> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .build()?;
+        Ok(Reactor { tasks: tokio::task::LocalSet::new(), runtime })
+    }
+
+    /// The platform of this process, for use inside [`Reactor::block_on`].
+    pub fn platform(&self) -> Platform {
+        Platform {
+            clock: Rc::new(OsClock { start: tokio::time::Instant::now() }),
+            rng: Rc::new(OsRng),
+            spawn: Rc::new(OsSpawn),
+            offload: Rc::new(OsOffload),
+        }
+    }
+
+    /// Runs `main`, and with it all tasks that were spawned, until it returns.
+    pub fn block_on<T>(&self, main: impl Future<Output = T>) -> T {
+        self.tasks.block_on(&self.runtime, main)
+    }
 }
 
 /// Monotonic time since the process started its reactor; the system's wall clock.

@@ -23,4 +23,4 @@ mod write;
 pub(crate) use read::load;
 pub(crate) use table::{Miss, Pending, Table};
 pub(crate) use view::{Key, View};
-pub(crate) use write::{oldest_dirty, oversize, write_back};
+pub(crate) use write::write_back;

@@ -46,6 +46,19 @@ impl Frozen {
         self.ends.push(self.heap.len() as u32);
     }
 
+    /// Adds the keys `range` of another set, all of which are greater than those here.
+    fn extend(&mut self, other: &Frozen, range: core::ops::Range<usize>) {
+        if range.is_empty() {
+            return;
+        }
+        let from = if range.start == 0 { 0 } else { other.ends[range.start - 1] };
+        let to = other.ends[range.end - 1];
+        let shift = (self.heap.len() as u32).wrapping_sub(from);
+        self.keys.extend_from_slice(&other.keys[range.clone()]);
+        self.heap.extend_from_slice(&other.heap[from as usize..to as usize]);
+        self.ends.extend(other.ends[range].iter().map(|end| end.wrapping_add(shift)));
+    }
+
     fn with_capacity(keys: usize, bytes: usize) -> Frozen {
         Frozen {
             keys: Vec::with_capacity(keys),
@@ -72,25 +85,21 @@ impl Keys {
         self.freeze();
         let old = core::mem::take(&mut self.frozen);
         let mut new = Frozen::with_capacity(old.keys.len(), old.heap.len());
-        let mut i = 0;
+        let mut done = 0;
         for (pos, value) in entries {
-            while i < old.keys.len() && old.keys[i] < pos {
-                new.push(old.keys[i], old.value(i));
-                i += 1;
-            }
-            if i < old.keys.len() && old.keys[i] == pos {
-                self.forget(old.value(i).len());
-                i += 1;
+            let at = done + old.keys[done..].partition_point(|p| *p < pos);
+            new.extend(&old, done..at);
+            done = at;
+            if old.keys.get(at) == Some(&pos) {
+                self.forget(old.value(at).len());
+                done += 1;
             }
             if let Some(value) = value {
                 self.note(value.len());
                 new.push(pos, value);
             }
         }
-        while i < old.keys.len() {
-            new.push(old.keys[i], old.value(i));
-            i += 1;
-        }
+        new.extend(&old, done..old.keys.len());
         self.frozen = new;
     }
 
@@ -222,9 +231,17 @@ impl Keys {
         let extra: usize = self.recent.iter().map(|(_, v)| v.as_ref().map_or(0, |v| v.len())).sum();
         let mut new =
             Frozen::with_capacity(self.frozen.keys.len() + self.recent.len(), self.frozen.heap.len() + extra);
-        for (pos, value) in self.iter() {
-            new.push(pos, value);
+        // Updates are few among many keys: what lies between two of them is copied as a whole.
+        let mut done = 0;
+        for (pos, value) in &self.recent {
+            let at = done + self.frozen.keys[done..].partition_point(|p| p < pos);
+            new.extend(&self.frozen, done..at);
+            if let Some(value) = value {
+                new.push(*pos, value);
+            }
+            done = at + usize::from(self.frozen.keys.get(at) == Some(pos));
         }
+        new.extend(&self.frozen, done..self.frozen.keys.len());
         self.frozen = new;
         self.recent.clear();
         self.recent_bytes = 0;

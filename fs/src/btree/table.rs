@@ -4,11 +4,11 @@ use super::node::Keys;
 use crate::journal::{Journal, Pin};
 use crate::tx::Value;
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::Cell;
-use core::ops::RangeInclusive;
+use core::ops::{ControlFlow, RangeInclusive};
 use hashbrown::HashMap;
 use moraine_format::journal::Seq;
 use moraine_format::node::{NodeIdent, NodePointer};
@@ -30,7 +30,20 @@ pub(crate) struct Node {
     /// Second chance in eviction.
     pub(super) used: Cell<bool>,
     /// Bytes of memory it was charged with.
-    pub(super) charged: usize,
+    charged: usize,
+    /// What the table's lists and sums hold of it.
+    listed: Listed,
+}
+
+/// What the table's lists and sums hold of a node.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Listed {
+    /// The oldest entry with a change of it, while it waits to be written back.
+    since: Option<u64>,
+    /// Among the nodes too large for their place on disk.
+    oversize: bool,
+    /// Its memory, while it is dirty or being written and so cannot be evicted.
+    busy_bytes: Option<usize>,
 }
 
 impl Node {
@@ -44,6 +57,7 @@ impl Node {
             writing: false,
             used: Cell::new(true),
             charged: 0,
+            listed: Listed::default(),
         }
     }
 
@@ -132,8 +146,14 @@ pub(crate) struct Table {
     /// When a leaf key of each tree last changed, as a version.
     leaf_versions: Vec<u64>,
     next_node: u64,
-    /// Dirty nodes, about: exact after each [`Table::count_dirty`], raised by each that becomes dirty.
-    dirty_nodes: usize,
+    /// Nodes that wait to be written back, with the oldest journal entry each keeps.
+    dirty: BTreeSet<(u64, u64)>,
+    /// Those of them that are too large for their place on disk.
+    oversize: BTreeSet<u64>,
+    /// Nodes that are dirty or being written.
+    busy_nodes: usize,
+    /// Bytes of memory of these.
+    busy_bytes: usize,
     /// More dirty nodes than the journal's reserve could write back.
     dirty_nodes_max: usize,
     /// Somebody needs many nodes at once: nothing is evicted.
@@ -171,7 +191,10 @@ impl Table {
         let reserve = journal.capacity_bytes() as usize / RESERVE_SHARE;
         let mut table = Table {
             journal,
-            dirty_nodes: 0,
+            dirty: BTreeSet::new(),
+            oversize: BTreeSet::new(),
+            busy_nodes: 0,
+            busy_bytes: 0,
             dirty_nodes_max: (reserve / WRITE_BACK_BYTES).max(DIRTY_NODES_MIN),
             nodes: IdMap::default(),
             roots: Vec::new(),
@@ -235,8 +258,53 @@ impl Table {
         self.nodes.get(&id).map(|n| &**n)
     }
 
-    pub(super) fn node_mut(&mut self, id: u64) -> Option<&mut Node> {
-        self.nodes.get_mut(&id).map(|n| &mut **n)
+    /// Changes a node, and with it what the table's lists and sums hold of it.
+    pub(super) fn update<T>(&mut self, id: u64, change: impl FnOnce(&mut Node) -> T) -> Option<T> {
+        let result = change(self.nodes.get_mut(&id)?);
+        self.list(id);
+        Some(result)
+    }
+
+    /// Brings lists and sums up to date with a node.
+    fn list(&mut self, id: u64) {
+        let node = self.nodes.get_mut(&id).expect("the caller has just seen it");
+        let bytes = node.keys.memory_bytes() + size_of::<Node>();
+        self.memory.set(self.memory.bytes() + bytes - node.charged);
+        node.charged = bytes;
+        let since = node.pin.as_ref().filter(|_| !node.writing).map(|pin| pin.seq().0);
+        let now = Listed {
+            since,
+            oversize: since.is_some()
+                && super::write::parts_for(self.node_bytes, self.keys_max, &node.keys) > 1,
+            busy_bytes: (node.pin.is_some() || node.writing).then_some(bytes),
+        };
+        let was = core::mem::replace(&mut node.listed, now);
+        self.relist(id, was, now);
+    }
+
+    fn relist(&mut self, id: u64, was: Listed, now: Listed) {
+        if was.since != now.since {
+            was.since.map(|seq| self.dirty.remove(&(seq, id)));
+            now.since.map(|seq| self.dirty.insert((seq, id)));
+        }
+        match (was.oversize, now.oversize) {
+            (false, true) => drop(self.oversize.insert(id)),
+            (true, false) => drop(self.oversize.remove(&id)),
+            _ => {}
+        }
+        self.busy_nodes =
+            self.busy_nodes + usize::from(now.busy_bytes.is_some()) - usize::from(was.busy_bytes.is_some());
+        self.busy_bytes = self.busy_bytes + now.busy_bytes.unwrap_or(0) - was.busy_bytes.unwrap_or(0);
+    }
+
+    /// The nodes with the oldest changes that are not being written, oldest first.
+    pub(crate) fn oldest_dirty(&self, count: usize) -> Vec<u64> {
+        self.dirty.iter().take(count).map(|(_, id)| *id).collect()
+    }
+
+    /// Dirty nodes too large for their place on disk.
+    pub(crate) fn oversize(&self, count: usize) -> Vec<u64> {
+        self.oversize.iter().take(count).copied().collect()
     }
 
     pub(crate) fn is_resident(&self, id: u64) -> bool {
@@ -264,16 +332,17 @@ impl Table {
             pin.release();
         }
         let id = node.ident.node;
-        node.charged = node.keys.memory_bytes() + size_of::<Node>();
-        self.memory.add(node.charged);
+        (node.charged, node.listed) = (0, Listed::default());
         let old = self.nodes.insert(id, Box::new(node));
         assert!(old.is_none(), "a node is in memory once");
+        self.list(id);
         self.clock.push_back(id);
     }
 
     pub(super) fn remove(&mut self, id: u64) -> Option<Box<Node>> {
         let node = self.nodes.remove(&id)?;
         self.memory.sub(node.charged);
+        self.relist(id, node.listed, Listed::default());
         Some(node)
     }
 
@@ -284,7 +353,7 @@ impl Table {
             return;
         }
         // Dirty nodes are the cleaner's business; a share of memory is for clean ones even if there are many of them.
-        let mut clean_bytes = self.memory.bytes() - self.dirty_bytes();
+        let mut clean_bytes = self.memory.bytes() - self.busy_bytes;
         while self.memory.bytes() > self.memory_limit
             && clean_bytes > self.memory_limit / CLEAN_SHARE
             && looked < EVICT_LOOK_MAX
@@ -303,28 +372,19 @@ impl Table {
         }
     }
 
-    fn dirty_bytes(&self) -> usize {
-        self.nodes().filter(|n| n.is_dirty() || n.writing).map(|n| n.charged).sum()
-    }
-
     /// Whether so much is dirty that nodes must be written to make room for others.
     pub(crate) fn is_crowded(&self) -> bool {
-        self.memory.bytes() > self.memory_limit * 3 / 4 && self.dirty_bytes() > self.memory_limit / 2
-    }
-
-    /// Counts dirty nodes anew.
-    pub(super) fn count_dirty(&mut self) {
-        self.dirty_nodes = self.nodes().filter(|n| n.is_dirty() || n.writing).count();
+        self.memory.bytes() > self.memory_limit * 3 / 4 && self.busy_bytes > self.memory_limit / 2
     }
 
     /// Whether so many nodes are dirty that the cleaner should begin.
     pub(crate) fn is_dirty(&self) -> bool {
-        self.dirty_nodes > self.dirty_nodes_max / 2
+        self.busy_nodes > self.dirty_nodes_max / 2
     }
 
     /// Whether so many nodes are dirty that writing them back takes all of the journal's reserve: others wait.
     pub(crate) fn is_too_dirty(&self) -> bool {
-        self.dirty_nodes > self.dirty_nodes_max
+        self.busy_nodes > self.dirty_nodes_max
     }
 
     /// Stops eviction until as many calls of [`Table::evict_again`] were made: for a commit whose nodes push each other out.
@@ -394,6 +454,30 @@ impl Table {
         Ok(None)
     }
 
+    /// Shows the keys in `range` to `see`, in order, until it breaks.
+    pub(crate) fn scan(
+        &self,
+        tree: Tree,
+        level: u8,
+        range: RangeInclusive<Pos>,
+        see: &mut impl FnMut(Pos, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Miss> {
+        let mut from = *range.start();
+        while from <= *range.end() {
+            let node = self.locate(tree, level, from)?;
+            for (pos, value) in node.keys.iter_from(from) {
+                if pos > *range.end() || see(pos, value).is_break() {
+                    return Ok(());
+                }
+            }
+            match node.ident.max.successor() {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
     /// The last key in `range`.
     pub(crate) fn last(
         &self,
@@ -443,11 +527,8 @@ impl Table {
         }
         if node.pin.is_none() {
             node.pin = Some(self.journal.pin(seq));
-            self.dirty_nodes += 1;
         }
-        let bytes = node.keys.memory_bytes() + size_of::<Node>();
-        self.memory.set(self.memory.bytes() + bytes - node.charged);
-        node.charged = bytes;
+        self.list(id);
     }
 
     /// A mark of now, to compare with [`Table::changed`].

@@ -63,24 +63,6 @@ enum Shape {
     Rewrite(usize),
 }
 
-/// The nodes with the oldest changes, oldest first.
-pub(crate) fn oldest_dirty(table: &Table, count: usize) -> Vec<u64> {
-    let mut dirty: Vec<(u64, u64)> = table
-        .nodes()
-        .filter(|n| n.is_dirty() && !n.writing)
-        .map(|n| (n.pin.as_ref().map_or(0, |p| p.seq().0), n.ident.node))
-        .collect();
-    dirty.sort_unstable();
-    dirty.truncate(count);
-    dirty.into_iter().map(|(_, id)| id).collect()
-}
-
-/// Nodes too large for their place on disk.
-pub(crate) fn oversize(table: &Table, count: usize) -> Vec<u64> {
-    let large = |n: &&Node| n.is_dirty() && !n.writing && parts_for(table, &n.keys) > 1;
-    table.nodes().filter(large).take(count).map(|n| n.ident.node).collect()
-}
-
 /// Writes back a batch of nodes. Those that are clean by now, or being written, are left alone.
 pub(crate) async fn write_back(engine: &Rc<Inner>, nodes: &[u64]) -> FsResult<usize> {
     let mut plans = Vec::new();
@@ -113,7 +95,6 @@ pub(crate) async fn write_back(engine: &Rc<Inner>, nodes: &[u64]) -> FsResult<us
             }
         }
     }
-    engine.state.borrow_mut().table.count_dirty();
     engine.written_back.notify();
     result.map(|()| count)
 }
@@ -135,29 +116,29 @@ async fn put_on_media(engine: &Inner, plans: &mut [Plan]) -> FsResult<()> {
 /// Makes nodes dirty again whose write came to nothing.
 fn give_back(table: &mut Table, nodes: &[u64], taken: Vec<(Vec<Pos>, Option<Pin>)>) {
     for (id, (positions, pin)) in nodes.iter().zip(taken) {
-        if let Some(node) = table.node_mut(*id) {
+        table.update(*id, |node| {
             node.writing = false;
             node.changed.extend(positions);
             if let Some(pin) = pin {
                 keep_older(&mut node.pin, pin);
             }
-        }
+        });
     }
 }
 
 /// How many nodes the keys should be on disk.
-fn parts_for(table: &Table, keys: &Keys) -> usize {
-    let target = table.node_bytes * 5 / 8;
-    if run_bytes(keys.live_bytes()) <= table.node_bytes * 7 / 8 && keys.len() <= table.keys_max {
+pub(super) fn parts_for(node_bytes: usize, keys_max: usize, keys: &Keys) -> usize {
+    let target = node_bytes * 5 / 8;
+    if run_bytes(keys.live_bytes()) <= node_bytes * 7 / 8 && keys.len() <= keys_max {
         return 1;
     }
     let by_bytes = keys.live_bytes().div_ceil(target);
-    let by_keys = keys.len().div_ceil((table.keys_max * 2 / 3).max(2));
+    let by_keys = keys.len().div_ceil((keys_max * 2 / 3).max(2));
     by_bytes.max(by_keys).clamp(2, PARTS_MAX)
 }
 
 fn shape(table: &Table, node: &Node) -> Shape {
-    let parts = parts_for(table, &node.keys);
+    let parts = parts_for(table.node_bytes, table.keys_max, &node.keys);
     if parts > 1 {
         return Shape::Rewrite(parts);
     }
@@ -180,13 +161,12 @@ async fn plan(engine: &Rc<Inner>, id: u64) -> FsResult<Option<Plan>> {
         let wanted = {
             let mut state = engine.state.borrow_mut();
             let table = &mut state.table;
-            let Some(node) = table.node_mut(id) else { return Ok(None) };
-            if node.writing || !node.is_dirty() {
-                return Ok(None);
-            }
-            node.changed.sort_unstable();
-            node.changed.dedup();
-            let Some(node) = table.get_node(id) else { return Ok(None) };
+            let sorted = table.update(id, |node| {
+                node.changed.sort_unstable();
+                node.changed.dedup();
+                !node.writing && node.is_dirty()
+            });
+            let Some(node) = table.get_node(id).filter(|_| sorted == Some(true)) else { return Ok(None) };
             let shape = shape(table, node);
             let is_root = table.root(node.ident.tree).node == id;
             let sibling = if is_root || shape != Shape::Rewrite(1) { None } else { sibling(table, node) };
@@ -241,16 +221,15 @@ fn sibling(table: &Table, node: &Node) -> Option<u64> {
 /// Nothing is taken from the node unless there is memory for the run.
 fn append(engine: &Inner, table: &mut Table, id: u64) -> FsResult<Plan> {
     let seq = engine.journal.open_seq().0;
-    let node = table.node_mut(id).expect("planned in the same step");
+    let node = table.get_node(id).expect("planned in the same step");
     let old = node.pointer.clone().expect("an append extends a written node");
     let entries = node.changed.iter().map(|p| (*p, node.keys.get(*p)));
     let size = run_bytes(entries.clone().map(|(_, v)| entry_bytes(v.map_or(0, |v| v.len()))).sum());
     let mut buf = run_buffer(size)?;
     let info = RunInfo { index: old.runs, epoch: engine.epoch, seq, previous: old.last_hash };
     let last_hash = write_run(&mut buf, engine.pool_tag, &node.ident, &info, entries);
-    let positions = core::mem::take(&mut node.changed);
-    let pin = node.pin.take();
-    node.writing = true;
+    let ident = node.ident;
+    let taken = table.update(id, take_changes).expect("planned in the same step");
     let skip = old.blocks_written as u64 * NODE_BLOCK as u64;
     let place = old.places[0];
     let place = Placed { device: place.device, generation: place.generation, offset: place.offset, len: 0 };
@@ -261,14 +240,20 @@ fn append(engine: &Inner, table: &mut Table, id: u64) -> FsResult<Plan> {
         ..old
     };
     Ok(Plan {
-        tree: node.ident.tree,
-        level: node.ident.level,
+        tree: ident.tree,
+        level: ident.level,
         nodes: alloc::vec![id],
-        taken: alloc::vec![(positions, pin)],
+        taken: alloc::vec![taken],
         writes: alloc::vec![(place, skip, buf)],
-        outcome: Outcome::Append(node.ident, pointer),
+        outcome: Outcome::Append(ident, pointer),
         _holds: Vec::new(),
     })
+}
+
+/// From here on a node is being written, and what changes is left for the next time.
+fn take_changes(node: &mut Node) -> (Vec<Pos>, Option<Pin>) {
+    node.writing = true;
+    (core::mem::take(&mut node.changed), node.pin.take())
 }
 
 fn run_buffer(bytes: usize) -> FsResult<Buf> {
@@ -338,14 +323,7 @@ fn rewrite(
         writes.push((place, 0, buf));
         root = Some((ident, pointer_to(&ident, &place, size, last_hash)));
     }
-    let taken = nodes
-        .iter()
-        .map(|id| {
-            let node = table.node_mut(*id).expect("resident");
-            node.writing = true;
-            (core::mem::take(&mut node.changed), node.pin.take())
-        })
-        .collect();
+    let taken = nodes.iter().map(|id| table.update(*id, take_changes).expect("resident")).collect();
     // Keys may not divide into as many parts as they should; what is left over is released with the plan.
     let holds = holds.drain(..).map(|(hold, _)| hold).collect();
     let outcome = Outcome::Rewrite { olds, parts: new, root };
@@ -410,17 +388,21 @@ async fn commit(engine: &Rc<Inner>, plan: &Plan) -> FsResult<Seq> {
         }
         (Step::Before, _) => {}
         (Step::After, Outcome::Append(ident, pointer)) => {
-            let node = state.table.node_mut(ident.node).expect("a node being written stays in memory");
-            node.pointer = Some(pointer.clone());
-            node.writing = false;
+            let done = state.table.update(ident.node, |node| {
+                node.pointer = Some(pointer.clone());
+                node.writing = false;
+            });
+            done.expect("a node being written stays in memory");
         }
         (Step::After, Outcome::Rewrite { olds, parts, root }) => {
             replace(state, olds, parts);
             if let Some((ident, _)) = root {
                 // Its image on disk already holds the children that were just applied to it.
-                let node = state.table.node_mut(ident.node).expect("inserted in this commit");
-                node.changed.clear();
-                if let Some(pin) = node.pin.take() {
+                let pin = state.table.update(ident.node, |node| {
+                    node.changed.clear();
+                    node.pin.take()
+                });
+                if let Some(pin) = pin.expect("inserted in this commit") {
                     pin.release_after(seq);
                 }
             } else if state.table.root(plan.tree).node == olds[0].node {

@@ -88,9 +88,9 @@ async fn step(engine: &Rc<Inner>) -> FsResult<bool> {
         // Whatever moves the journal's tail comes first: without room there nothing else can be written back either.
         if pressed || state.table.is_crowded() || state.table.is_dirty() {
             let tight = engine.journal.fill_permille() > TIGHT_PERMILLE;
-            btree::oldest_dirty(&state.table, if tight { BATCH_TIGHT } else { BATCH })
+            state.table.oldest_dirty(if tight { BATCH_TIGHT } else { BATCH })
         } else {
-            btree::oversize(&state.table, BATCH)
+            state.table.oversize(BATCH)
         }
     };
     let mut done = 0;
@@ -150,7 +150,7 @@ async fn fold_overlay(engine: &Rc<Inner>) -> FsResult<()> {
         // Nothing goes from the journal before the last node was read in, so writing back may only use what is free of it.
         let calm = engine.journal.pressure() == Pressure::Calm;
         if calm && engine.state.borrow().table.is_crowded() {
-            let batch = btree::oldest_dirty(&engine.state.borrow().table, BATCH);
+            let batch = engine.state.borrow().table.oldest_dirty(BATCH);
             btree::write_back(engine, &batch).await?;
         }
     }
@@ -184,7 +184,7 @@ pub(super) async fn clean_all(engine: &Rc<Inner>) -> FsResult<()> {
     fold_overlay(engine).await?;
     let mut left = usize::MAX;
     loop {
-        let dirty = btree::oldest_dirty(&engine.state.borrow().table, usize::MAX);
+        let dirty = engine.state.borrow().table.oldest_dirty(usize::MAX);
         if dirty.is_empty() || dirty.len() >= left {
             return Ok(());
         }
