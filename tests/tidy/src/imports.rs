@@ -24,11 +24,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "sim",
         &["platform", "fs", "format", "accel", "model", "share", "nfs", "nbd", "appliance", "net", "drivers"],
     ),
+    ("bench", &["platform", "fs", "format", "host"]),
     ("tests/tidy", &[]),
 ];
 
 /// Crates outside `default-members`: they have a build call of their own, so that features never unify.
-const OUTSIDE_DEFAULT: &[&str] = &["kernel"];
+const OUTSIDE_DEFAULT: &[&str] = &["bench", "kernel"];
 
 /// The crates of this workspace that a manifest names in its `[dependencies]` and `[build-dependencies]`.
 pub fn imports(manifest: &str) -> Vec<String> {
