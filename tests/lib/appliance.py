@@ -4,11 +4,13 @@
     with Appliance("disk") as server:     # moraine mkfs and serve, on a new disk image
     with Appliance("image") as server:    # scripts/run, on a new disk
         server.nfs, server.nbd            # HOST:PORT of each
+    Appliance("image", disk=PATH_OR_URI)  # scripts/run, on a disk of one's own
 
 Also `check`, which runs one check of a test and tells how it went, and `finish`, which ends the test.
 """
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -25,9 +27,10 @@ DISK_BYTES = 4 << 30
 class Appliance:
     """One server and the folder its files live in. It ends, and the folder goes, with the `with` block."""
 
-    def __init__(self, kind, words=()):
+    def __init__(self, kind, words=(), disk=None):
         self.kind = kind
         self.words = list(words)
+        self.own_disk = disk
         self.folder = tempfile.mkdtemp(prefix="moraine-")
         self.process = None
 
@@ -46,10 +49,10 @@ class Appliance:
 
     @property
     def disk(self):
-        return os.path.join(self.folder, "disk.img")
+        return self.own_disk or os.path.join(self.folder, "disk.img")
 
     def prepare(self):
-        if self.kind != "memory":
+        if self.kind != "memory" and not self.own_disk:
             with open(self.disk, "wb") as file:
                 file.truncate(DISK_BYTES)
         if self.kind == "disk":
@@ -71,13 +74,23 @@ class Appliance:
                 self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
                 text=True, start_new_session=True)
         deadline = time.monotonic() + READY_SECONDS_MAX
-        line = self.process.stdout.readline()
-        while line and not line.startswith("moraine ready") and time.monotonic() < deadline:
+        line = ""
+        while not line.startswith("moraine ready") and self.says_something(deadline):
             line = self.process.stdout.readline()
+            if not line:
+                break
         found = dict(re.findall(r"(\w+)=(\S+)", line))
         if not line.startswith("moraine ready"):
             raise RuntimeError(f"{self.kind}: no ready line; its log ends:\n{self.tail()}")
         self.nfs, self.nbd, self.pid = found["nfs"], found["nbd"], int(found["pid"])
+        self.boot_ms = int(found["boot_ms"])
+
+    def says_something(self, deadline):
+        """Waits until there is something to read, or its end; false if it is idle, which is for ever, or late."""
+        while not select.select([self.process.stdout], [], [], 0.2)[0]:
+            if time.monotonic() > deadline or "\nmoraine idle" in self.said().replace("\r", ""):
+                return False
+        return True
 
     def stop(self):
         """Asks it to shut down in order and returns its exit status."""
@@ -102,9 +115,13 @@ class Appliance:
         self.process.wait()
         self.process = None
 
-    def tail(self):
+    def said(self):
+        """Everything it wrote to its console or log so far."""
         with open(self.log, errors="replace") as log:
-            return "".join(log.readlines()[-30:])
+            return log.read()
+
+    def tail(self):
+        return "".join(self.said().splitlines(keepends=True)[-30:])
 
 
 _moraine = None

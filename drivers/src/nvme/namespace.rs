@@ -36,7 +36,7 @@ impl Namespace {
             max_transfer: disk::reported_transfer_max(transfer_max),
             queue_depth: depth,
             volatile_cache: about.volatile_cache,
-            fua: true,
+            fua: about.fua,
             discard: about.dataset_management,
             read_only: namespace.read_only,
         };
