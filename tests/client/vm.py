@@ -12,14 +12,14 @@ HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("MORAINE_CLIENT_CACHE") or
              Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moraine-client")
 USERLAND = """libc6 busybox-static kmod nfs-common rpcbind netbase libtirpc-common nbd-client
-  e2fsprogs fio attr acl util-linux coreutils bash dash diffutils tar git findutils""".split()
+  e2fsprogs xfsprogs fio attr acl util-linux coreutils bash dash diffutils tar git findutils""".split()
 # Programs of the guest beside busybox, with the libraries they need.
 PROGRAMS = """usr/sbin/mount.nfs usr/sbin/showmount usr/sbin/rpcinfo usr/sbin/nbd-client usr/bin/fio usr/bin/flock
   usr/bin/fallocate usr/bin/getfattr usr/bin/setfattr usr/bin/cp usr/bin/dd usr/bin/stat usr/bin/truncate
   usr/bin/cmp usr/bin/diff usr/bin/mv usr/bin/ln usr/bin/ls usr/bin/touch usr/bin/sync usr/bin/mkfifo
   usr/bin/bash usr/bin/dash usr/bin/tar usr/bin/git usr/bin/find usr/bin/sha256sum
-  usr/sbin/mke2fs usr/sbin/e2fsck""".split()
-MODULES = "virtio_net virtio_blk qemu_fw_cfg nfs nfsv3 nbd crc32c_intel ext4".split()
+  usr/sbin/mke2fs usr/sbin/e2fsck usr/sbin/xfs_repair""".split()
+MODULES = "virtio_net virtio_blk qemu_fw_cfg nfs nfsv3 nbd crc32c_intel ext4 xfs".split()
 # Test programs from the Cargo registry, built once.
 CRATES = "fsx pjdfstest".split()
 
@@ -82,7 +82,8 @@ def new_root(root):
 def userland():
     """The unpacked packages (with their dependencies) the image is picked from."""
     root = CACHE / "root"
-    if not root.exists():
+    of = CACHE / "root.packages"  # what it was made of
+    if not root.exists() or not of.exists() or of.read_text().split() != USERLAND:
         log("downloading the guest's userland")
         run("apt-get", "-qq", *apt_options(), "install", "-y", "--no-install-recommends", "--download-only", *USERLAND,
             stdout=sys.stderr)
@@ -91,7 +92,9 @@ def userland():
         new_root(tmp)
         for d in sorted((CACHE / "apt/cache/archives").glob("*.deb")):
             unpack(d, tmp)
+        shutil.rmtree(root, ignore_errors=True)
         tmp.rename(root)
+        of.write_text("\n".join(USERLAND))
     return root
 
 

@@ -1,6 +1,5 @@
 """What the cases of tests/power are made of: disks, the booted image on one, the client VM, and their power cuts."""
 import os
-import random
 import subprocess
 import sys
 
@@ -107,18 +106,3 @@ class Client:
             pass
         self.process.wait()
         self.process.stdout.close()
-
-
-class Plan:
-    """The random choices of one run; the same for the same seed."""
-
-    def __init__(self, seed, name):
-        self.chance = random.Random(f"{seed} {name}")
-
-    def moments(self, count, most):
-        """So many different numbers from 1 to `most`."""
-        return set(self.chance.sample(range(1, most + 1), min(count, most)))
-
-    def subset(self):
-        """For a cut: every third time all that was not flushed is lost, else a random part of it."""
-        return None if self.chance.randrange(3) == 0 else self.chance.getrandbits(32)
