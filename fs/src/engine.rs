@@ -79,6 +79,8 @@ pub(crate) struct Inner {
     pub(crate) written_back: Event,
     /// Somebody waits for write-back or for free buckets.
     pub(crate) cleaner_wanted: Event,
+    /// The background lacks memory.
+    memory_short: Rc<Event>,
     /// Buckets were filled, emptied or freed.
     pub(crate) buckets_changed: Event,
     /// Why the engine refuses everything, once it does.
@@ -144,6 +146,11 @@ impl Engine {
         self.inner.paused.set(false);
         self.inner.cleaner_wanted.notify();
         self.inner.buckets_changed.notify();
+    }
+
+    /// Notified when the background cannot go on for want of memory: whoever keeps some only for speed gives it back.
+    pub(crate) fn memory_short(&self) -> Rc<Event> {
+        self.inner.memory_short.clone()
     }
 
     /// What the pool is.

@@ -208,6 +208,7 @@ impl Filesystem {
         self.inner.stopping.set(true);
         self.inner.work.notify();
         self.inner.orphans.notify();
+        self.inner.engine.memory_short().notify();
         self.inner.cleaned.notify();
         let inner = &self.inner;
         inner.cleaned.until(|| (inner.tasks.get() == 0).then_some(())).await;

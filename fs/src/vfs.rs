@@ -158,6 +158,10 @@ pub trait Vfs {
 
     /// Names of all extended attributes of an object.
     async fn listxattr(&self, object: ObjectId) -> FsResult<Vec<Box<[u8]>>>;
+
+    /// Memory for a buffer could not be had, by whomever. What is only kept for speed is given back, more with each call,
+    /// so that who waits and tries again gets it in the end, also when free memory lies in pieces that are too small.
+    fn memory_is_short(&self) {}
 }
 
 /// Data on its way into a file: the bytes are `buf[skip .. skip + len]`. A protocol server receives straight into a

@@ -63,6 +63,12 @@ def build_kernel():
     return os.path.join(target_dir(), TRIPLE, "release", "moraine-kernel")
 
 
+def build_moraine():
+    """Builds the `moraine` command; its path."""
+    cargo(["build", "--quiet", "--release", "-p", "moraine-host", "--bin", "moraine"])
+    return os.path.join(target_dir(), "release", "moraine")
+
+
 def build_image(kernel, out, words):
     """Wraps a kernel into a flashable image."""
     cargo(["run", "--quiet", "--release", "-p", "moraine-image", "--", kernel, out, *words])

@@ -5,7 +5,7 @@ Everything downloaded or built lands in $MORAINE_CLIENT_CACHE (default
 Packages come through apt from the mirror this machine already uses; nothing is
 installed on the machine.
 """
-import os, re, shutil, subprocess, sys
+import fcntl, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -147,9 +147,16 @@ def crates():
 # ---- the guest's image ----------------------------------------------------
 
 def image():
+    """The guest's image, made if it is missing or older than what it is made of; by one at a time."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return make_image()
+
+
+def make_image():
     """An uncompressed initramfs: busybox, the programs with the libraries they need, the modules (unpacked, in load
     order) and client.init."""
-    CACHE.mkdir(parents=True, exist_ok=True)
     out, init = CACHE / "client.cpio", HERE / "client.init"
     u, (kver, kroot, _), built = userland(), kernel(), crates()
     newest = max(p.stat().st_mtime for p in [init, Path(__file__), *built])

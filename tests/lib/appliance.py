@@ -19,6 +19,9 @@ import tempfile
 import time
 
 ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))
+sys.path.insert(0, os.path.join(ROOT, "scripts", "lib"))
+from machine import die_with_parent  # noqa: E402
+
 READY_SECONDS_MAX = 120
 STOP_SECONDS_MAX = 60
 DISK_BYTES = 4 << 30
@@ -72,7 +75,7 @@ class Appliance:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                text=True, start_new_session=True)
+                text=True, preexec_fn=die_with_parent)
         deadline = time.monotonic() + READY_SECONDS_MAX
         line = ""
         while not line.startswith("moraine ready") and self.says_something(deadline):
@@ -109,7 +112,7 @@ class Appliance:
         if self.process is None:
             return
         try:
-            os.killpg(self.process.pid, signal.SIGKILL)  # its own session: it and whatever it started
+            os.killpg(self.process.pid, signal.SIGKILL)  # its own group: it and whatever it started
         except ProcessLookupError:
             pass
         self.process.wait()

@@ -45,7 +45,8 @@ class Bench:
             os.mkdir(source)
             listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True)
             words = ["--null", "-T", "-"] if listed.returncode == 0 else ["--exclude=./target", "."]
-            tar = subprocess.run(["tar", "-C", ROOT, *words, "-cf", "-"], input=listed.stdout, stdout=subprocess.PIPE, check=True)
+            tar = subprocess.run(["tar", "-C", ROOT, *words, "-cf", "-"], input=listed.stdout, stdout=subprocess.PIPE,
+                                 check=True)
             subprocess.run(["tar", "-C", source, "-xf", "-"], input=tar.stdout, check=True)
         return source
 
@@ -76,5 +77,6 @@ class Bench:
         """All of the first `count` parts below `folder` are as they were synced; `later` as in compare.sh."""
         path, words, parts = self.payload()
         count = parts if count is None else count
-        with Client(server, "compare.sh", path, PARTS=words, DIR=folder, COUNT=count, LATER=later, REMOVE=int(remove)) as client:
+        what = {"PARTS": words, "DIR": folder, "COUNT": count, "LATER": later, "REMOVE": int(remove)}
+        with Client(server, "compare.sh", path, **what) as client:
             return client.finish()

@@ -17,7 +17,8 @@ ENTRIES_WANTED = 2000
 def full_disk(bench):
     """No space is an answer to who asked for some, not to others; and it passes."""
     plan = bench.plan("full-disk")
-    with ForgetfulDisk(bench.path("disk"), (1024 if bench.long else 192) * MIB) as disk, Image(disk, "--memory", "128") as server:
+    size = (1024 if bench.long else 192) * MIB
+    with ForgetfulDisk(bench.path("disk"), size) as disk, Image(disk, "--memory", "128") as server:
         notes = []
         for _ in range(4 if bench.long else 1):
             with Client(server, "full.sh", STAGE="fill") as client:

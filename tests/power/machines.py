@@ -6,7 +6,7 @@ import sys
 HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "lib"))
 import network  # noqa: E402
-from appliance import Appliance, moraine, run  # noqa: E402
+from appliance import Appliance, die_with_parent, moraine, run  # noqa: E402
 from forgetful import ForgetfulDisk  # noqa: E402
 
 CLIENT = os.path.join(HERE, "..", "client", "client")
@@ -77,7 +77,7 @@ class Client:
         self.said = []
         self.process = subprocess.Popen([*command, os.path.join(HERE, "guest", script)], stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace",
-                                        start_new_session=True)
+                                        preexec_fn=die_with_parent)
 
     def __enter__(self):
         return self
@@ -101,7 +101,7 @@ class Client:
 
     def kill(self):
         try:
-            os.killpg(self.process.pid, 9)  # its own session: it and its QEMU
+            os.killpg(self.process.pid, 9)  # its own group; its QEMU dies with it
         except ProcessLookupError:
             pass
         self.process.wait()

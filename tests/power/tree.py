@@ -54,7 +54,8 @@ def make_payload(path, folders, part_bytes):
         for root, members in parts(folders, part_bytes):
             at = payload.tell()
             subprocess.run(
-                ["tar", "-C", root, "--format=posix", "--numeric-owner", "--no-recursion", "--sparse", "--null", "-T", "-", "-cf", "-"],
+                ["tar", "-C", root, "--format=posix", "--numeric-owner", "--no-recursion", "--sparse", "--null",
+                 "-T", "-", "-cf", "-"],
                 input=b"\0".join(members), stdout=payload, check=True)
             middle = pad(payload)
             lines = listing(root, members)

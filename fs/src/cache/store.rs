@@ -362,7 +362,16 @@ impl Cache {
 
     /// Makes room for `bytes` more by dropping clean pages, coldest first. Says whether there is room now.
     pub(crate) fn make_room(&mut self, bytes: usize) -> bool {
-        let limit = self.budget.total_bytes.saturating_sub(bytes);
+        self.drop_clean(self.budget.total_bytes.saturating_sub(bytes))
+    }
+
+    /// Gives half of the memory back, as far as it is clean.
+    pub(crate) fn shrink(&mut self) {
+        self.drop_clean(self.meter.bytes() / 2);
+    }
+
+    /// Drops clean pages until at most `limit` bytes are held. Says whether that was possible.
+    fn drop_clean(&mut self, limit: usize) -> bool {
         // Two rounds of the hand: one to cool groups down, one to drop them.
         let mut looks = self.ring.len() * 2;
         while self.meter.bytes() > limit && looks > 0 {

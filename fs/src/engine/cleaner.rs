@@ -53,6 +53,7 @@ async fn busy<T: Default>(engine: &Inner, step: impl Future<Output = FsResult<T>
     engine.background_ended.notify();
     match result {
         Err(FsError::NoMemory) => {
+            engine.memory_short.notify();
             engine.platform.clock.sleep(MEMORY_RETRY).await;
             engine.cleaner_wanted.notify();
             engine.buckets_changed.notify();

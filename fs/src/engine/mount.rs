@@ -145,6 +145,7 @@ impl Engine {
             loading: RefCell::default(),
             written_back: Event::new(),
             cleaner_wanted: Event::new(),
+            memory_short: Rc::default(),
             buckets_changed: Event::new(),
             stopped: Cell::new(None),
             closing: Cell::new(false),

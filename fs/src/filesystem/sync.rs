@@ -179,15 +179,19 @@ impl Inner {
         space: &mut SpaceReservation,
     ) -> FsResult<Vec<Placement<'p>>> {
         let mut runs = Vec::new();
-        for run in runs_of(pages) {
-            let mut buf = Buf::zeroed(run.len() * BLOCK_SIZE).map_err(|_| FsError::NoMemory)?;
-            let mut checksums = Vec::with_capacity(run.len());
-            for (block, page) in buf.chunks_exact_mut(BLOCK_SIZE).zip(run) {
-                block.copy_from_slice(page.page.bytes());
-                checksums.push(moraine_accel::crc32c(block));
+        for mut rest in runs_of(pages) {
+            while !rest.is_empty() {
+                let mut buf = self.buffer_for(rest.len())?;
+                let (run, after) = rest.split_at(buf.len() / BLOCK_SIZE);
+                let mut checksums = Vec::with_capacity(run.len());
+                for (block, page) in buf.chunks_exact_mut(BLOCK_SIZE).zip(run) {
+                    block.copy_from_slice(page.page.bytes());
+                    checksums.push(moraine_accel::crc32c(block));
+                }
+                let space = space.split(buf.len() as u64);
+                runs.push((run, buf, checksums, space));
+                rest = after;
             }
-            let space = space.split(buf.len() as u64);
-            runs.push((run, buf, checksums, space));
         }
         let written = join_all(runs.into_iter().map(|(run, buf, checksums, mut space)| async move {
             let data = self.engine.write_data(DataKind::User, buf, &mut space).await?;
@@ -206,6 +210,21 @@ impl Inner {
             }
         }
         Ok(placements)
+    }
+
+    /// A buffer for up to so many pages: for fewer where memory is short or lies in small pieces, since without
+    /// write-back there will never be more.
+    fn buffer_for(&self, mut pages: usize) -> FsResult<Buf> {
+        loop {
+            match Buf::zeroed(pages * BLOCK_SIZE) {
+                Ok(buf) => return Ok(buf),
+                Err(_) if pages > 1 => pages = pages.div_ceil(2),
+                Err(_) => {
+                    self.give_memory_back();
+                    return Err(FsError::NoMemory);
+                }
+            }
+        }
     }
 
     /// One commit: extents of what may still be committed, and what is pending of the file.

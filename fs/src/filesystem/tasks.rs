@@ -19,11 +19,15 @@ use moraine_platform::Instant;
 const DIRTY_AGE_MAX: Duration = Duration::from_secs(5);
 /// Pause after a failed write-back or reaping.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Pause before memory is asked for again.
+const MEMORY_RETRY: Duration = Duration::from_millis(5);
 
 impl Filesystem {
     pub(super) fn start_tasks(&self) {
         let inner = self.inner.clone();
         self.inner.spawn("write-back", async move { inner.write_back_task().await });
+        let inner = self.inner.clone();
+        self.inner.spawn("relief", async move { inner.relief_task().await });
         let inner = self.inner.clone();
         self.inner.spawn("reaper", async move { inner.reap_task().await });
     }
@@ -71,6 +75,32 @@ impl Inner {
                 self.engine.platform().clock.sleep(RETRY_AFTER).await;
             }
         }
+    }
+
+    /// Gives memory back when the engine lacks some.
+    async fn relief_task(self: Rc<Self>) {
+        let short = self.engine.memory_short();
+        loop {
+            let ticket = short.ticket();
+            if self.stopping.get() {
+                return;
+            }
+            short.after(ticket).await;
+            self.give_memory_back();
+        }
+    }
+
+    /// Gives memory back and waits a moment for what is dirty to follow.
+    pub(super) async fn wait_for_memory(&self) {
+        self.give_memory_back();
+        self.engine.platform().clock.sleep(MEMORY_RETRY).await;
+    }
+
+    /// Drops half of the clean pages, and has dirty ones written back so that they can be dropped next.
+    pub(super) fn give_memory_back(&self) {
+        self.cache.borrow_mut().shrink();
+        self.pressure.set(true);
+        self.work.notify();
     }
 
     /// Waits for a notification, or until the oldest dirty file is old enough.

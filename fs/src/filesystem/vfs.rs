@@ -226,6 +226,10 @@ impl Vfs for Filesystem {
         }
     }
 
+    fn memory_is_short(&self) {
+        self.inner.give_memory_back();
+    }
+
     async fn statfs(&self) -> FsResult<FsStat> {
         let space = self.inner.engine.space();
         let inodes_used = self.inner.inodes.get();

@@ -59,10 +59,16 @@ impl Inner {
         let mut pin = None;
         let mut edges: Vec<Loaded> = Vec::new();
         for _ in 0..ATTEMPTS_MAX {
-            let (record, _) = self
-                .engine
-                .transact(Class::Normal, async |tx| self.names(tx).live_file(number).await)
-                .await?;
+            let found =
+                self.engine.transact(Class::Normal, async |tx| self.names(tx).live_file(number).await).await;
+            let (record, _) = match found {
+                Err(FsError::NoMemory) => {
+                    // The caller could not try again: its data is here.
+                    self.wait_for_memory().await;
+                    continue;
+                }
+                found => found?,
+            };
             // One step from here to the return, or to a wait after which all is looked at again.
             let Some(len) = data.as_ref().map(|d| d.len) else { return Err(FsError::Invalid) };
             let end =
@@ -92,7 +98,10 @@ impl Inner {
             if let Some(pages) = self.edge_to_load(object, offset, end, attr.size, &edges) {
                 pin.get_or_insert_with(|| self.pin(object));
                 edges.retain(|e| e.is_current(self.cache.borrow().get(object)));
-                edges.extend(self.load(object, pages, false).await?);
+                match self.load(object, pages, false).await {
+                    Err(FsError::NoMemory) => self.wait_for_memory().await,
+                    loaded => edges.extend(loaded?),
+                }
                 continue;
             }
             let mut space = match self.engine.reserve(needed) {

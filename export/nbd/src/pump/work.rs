@@ -240,7 +240,12 @@ impl<V: Vfs + 'static> Session<V> {
             match answer(error) {
                 Answer::Error(_) => return Err(self.final_error(what, error)),
                 Answer::Hold if self.peer.link.is_lost() => return Err(Errno::Io),
-                Answer::Hold => self.platform.clock.sleep(HOLD).await,
+                Answer::Hold => {
+                    if error == FsError::NoMemory {
+                        self.vfs.memory_is_short();
+                    }
+                    self.platform.clock.sleep(HOLD).await;
+                }
             }
         }
     }

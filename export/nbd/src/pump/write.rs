@@ -86,7 +86,10 @@ impl<V: Vfs + 'static> Session<V> {
         loop {
             match Buf::zeroed(len) {
                 Ok(buf) => return buf,
-                Err(_) => self.platform.clock.sleep(MEMORY_RETRY).await,
+                Err(_) => {
+                    self.vfs.memory_is_short();
+                    self.platform.clock.sleep(MEMORY_RETRY).await;
+                }
             }
         }
     }

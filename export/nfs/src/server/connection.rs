@@ -228,11 +228,14 @@ async fn next_call<V: Vfs + 'static>(
 }
 
 /// Memory for a WRITE's data, placed for its offset; waits until there is some.
-async fn buffer<V>(server: &Rc<Inner<V>>, skip: usize, len: usize) -> WriteData {
+async fn buffer<V: Vfs>(server: &Rc<Inner<V>>, skip: usize, len: usize) -> WriteData {
     loop {
         match Buf::zeroed(skip + len) {
             Ok(buf) => return WriteData { buf, skip, len },
-            Err(moraine_platform::OutOfMemory) => server.platform.clock.sleep(MEMORY_PAUSE).await,
+            Err(moraine_platform::OutOfMemory) => {
+                server.nfs.vfs().memory_is_short();
+                server.platform.clock.sleep(MEMORY_PAUSE).await;
+            }
         }
     }
 }

@@ -181,8 +181,12 @@ impl<V: Vfs + 'static> Inner<V> {
             match self.nfs.call(caller, args, data.take(), &mut out).await {
                 Ok(parts) => return Outcome::Reply(Reply::with_data(out, parts)),
                 // A WRITE's data is gone with the attempt; its client still has it.
-                Err(Hold::Later) if matches!(args, Args::Write { .. }) => return Outcome::Close,
+                Err(Hold::Later) if matches!(args, Args::Write { .. }) => {
+                    self.nfs.vfs().memory_is_short();
+                    return Outcome::Close;
+                }
                 Err(Hold::Later) => {
+                    self.nfs.vfs().memory_is_short();
                     self.platform.clock.sleep(pause).await;
                     pause = (pause * 2).min(MEMORY_PAUSE_MAX);
                     out = begin_success(xid, RESULT_CAPACITY);
