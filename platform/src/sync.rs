@@ -247,7 +247,7 @@ mod tests {
         drop(held);
         assert_eq!(pool.free(), 10);
         let usage = pool.usage("pool");
-        assert_eq!((usage.limit, usage.used, usage.peak, usage.refused), (10, 0, 9, 2));
+        assert_eq!((usage.limit, usage.used, usage.peak, usage.refused), (10, 0, 8, 2));
         let mut abandoned = Box::pin(pool.take(11));
         assert!(poll(&mut abandoned).is_pending());
         drop(abandoned);
