@@ -12,6 +12,7 @@
 //! | [`pool`] | making, mounting and unmounting pools |
 //! | [`mount`] | recovery: from superblocks and journal to a running engine |
 //! | [`look`] | reading keys without a transaction |
+//! | [`mend`] | the engine under repair: nothing is derived, space comes from a list of what is free for sure |
 //! | [`cleaner`] | the background: write-back under pressure, freeing buckets |
 //! | [`space`] | reservations, placed data, holds on buckets |
 
@@ -28,7 +29,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::ops::Range;
-use moraine_format::journal;
+use moraine_format::{Tree, journal};
 use moraine_platform::memory::Usage;
 use moraine_platform::sync::{Event, Semaphore};
 use moraine_platform::{Platform, error};
@@ -36,6 +37,7 @@ use moraine_platform::{Platform, error};
 mod cleaner;
 pub(crate) mod commit;
 mod look;
+pub(crate) mod mend;
 mod mount;
 mod pool;
 mod space;
@@ -83,6 +85,12 @@ pub(crate) struct Inner {
     memory_short: Rc<Event>,
     /// Buckets were filled, emptied or freed.
     pub(crate) buckets_changed: Event,
+    /// Who it works for.
+    pub(crate) mode: Cell<Mode>,
+    /// Roots that the journal holds and that make no sense; only a check mounts such a pool.
+    pub(crate) lost_roots: RefCell<Vec<Tree>>,
+    /// The newest entry of the history that was recovered.
+    pub(crate) recovered: journal::Seq,
     /// Why the engine refuses everything, once it does.
     stopped: Cell<Option<FsError>>,
     /// The background is to end.
@@ -94,6 +102,17 @@ pub(crate) struct Inner {
     /// Background tasks that still run.
     background: Cell<usize>,
     background_ended: Event,
+}
+
+/// Who an engine works for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Its users.
+    Serving,
+    /// A check: the background rests, buckets are neither freed nor collected.
+    Checking,
+    /// A repair: as for a check, and nothing is derived from commits; see [`mend`].
+    Mending,
 }
 
 /// What changes: looked at and changed in synchronous steps only.

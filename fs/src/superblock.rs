@@ -24,7 +24,7 @@ mod probe;
 
 pub use assemble::{AssembleError, Completeness, assemble};
 pub use make::{FormatOptions, MakeError, format};
-pub use probe::{Found, probe};
+pub use probe::{Copy, Found, copies, probe};
 
 /// The superblock could not be made durable on any device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

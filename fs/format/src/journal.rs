@@ -21,6 +21,7 @@
 //! up to a multiple of 8. All copies of an entry are bit-identical. Entries are padded with zeroes to whole blocks.
 
 use crate::device_set::DeviceSet;
+use crate::node::VALUE_MAX;
 use crate::{FormatError, Pos, key::POS_BYTES, key::Tree};
 use alloc::vec::Vec;
 use core::fmt;
@@ -42,6 +43,9 @@ pub const ITEM_HEADER_BYTES: usize = 28;
 pub const ITEM_ALIGN: usize = 8;
 /// The longest entry, padding included.
 pub const ENTRY_BYTES_MAX: usize = 1 << 20;
+
+/// The end of all numbers of entries: no pool gets near it, and there is room for what is skipped at a mount.
+const SEQ_END: u64 = 1 << 62;
 
 const VERSION: u8 = 1;
 const CHECKSUM_CRC32C: u8 = 1;
@@ -345,7 +349,7 @@ impl<'a> Entry<'a> {
         if header.prev_seq >= header.seq
             || header.last_seq > header.seq
             || header.flushed_upto >= header.seq
-            || header.seq.0 == u64::MAX
+            || header.seq.0 >= SEQ_END
         {
             return Err(FormatError::Value);
         }
@@ -431,6 +435,11 @@ fn check_items(bytes: &[u8], count: usize) -> Result<(), FormatError> {
     for (whole, item) in Items::new(bytes) {
         if item.is_none() && whole[0] < KIND_SKIPPABLE {
             return Err(FormatError::Unsupported);
+        }
+        // A longer value fits no node: it would be found out only when it is to be written.
+        if item.is_some_and(|i| i.value.len() > VALUE_MAX && matches!(i.kind, ItemKind::Put | ItemKind::Root))
+        {
+            return Err(FormatError::Length);
         }
         seen += 1;
         taken += whole.len();

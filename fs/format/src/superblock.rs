@@ -69,7 +69,18 @@ const HEADER_BYTES: usize = 4096;
 const MEMBER_BYTES: usize = 192;
 const FLAG_CLEAN: u64 = 1;
 /// Incompatible features this build knows: none yet.
-const INCOMPAT_KNOWN: u64 = 0;
+const INCOMPAT_KNOWN: u64 = INCOMPAT_REPAIR;
+
+/// Sizes a bucket can have.
+pub const BUCKET_BYTES: core::ops::RangeInclusive<u32> = 64 << 10..=16 << 20;
+/// The end of all counters: none is ever near it, and one that is was not counted.
+const COUNTER_END: u64 = 1 << 62;
+/// The end of mount epochs: node ids have room for so many.
+const MOUNT_EPOCH_END: u64 = 1 << 28;
+
+/// Incompatible feature: a repair began and did not end. What derives from other keys may be wrong, free space included,
+/// so nothing but a repair may write.
+pub const INCOMPAT_REPAIR: u64 = 1 << 0;
 const _: () = assert!(HEADER_BYTES + MEMBERS_MAX * MEMBER_BYTES <= SLOT_BYTES);
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -453,6 +464,9 @@ impl Superblock {
             && self.metadata_replicas >= 1
             && self.node_bytes.is_power_of_two()
             && (32 << 10..=256 << 10).contains(&self.node_bytes)
+            && self.members.iter().all(|m| m.bucket_bytes >= self.node_bytes)
+            && [self.seq, self.journal_floor, self.change_counter].iter().all(|n| *n < COUNTER_END)
+            && self.mount_epoch < MOUNT_EPOCH_END
             && self.block_bytes == 4096
             && listed(&self.journal_set)
             && listed(&self.metadata_set);
@@ -540,11 +554,19 @@ fn parse_member(raw: &RawMember) -> Result<Member, FormatError> {
                 .is_some_and(|end| end <= member.first_bucket + member.bucket_count)
     };
     let fine = member.bucket_bytes.is_power_of_two()
-        && size >= 4096
+        && BUCKET_BYTES.contains(&member.bucket_bytes)
         && member.first_bucket.checked_mul(size).is_some_and(|start| start >= RESERVED_START)
         && end.is_some_and(|end| end <= buckets_end(member.bytes))
-        && member.journal.iter().all(within);
+        && member.journal.iter().all(within)
+        && are_apart(&member.journal);
     if fine { Ok(member) } else { Err(FormatError::Value) }
+}
+
+/// Whether no bucket is in two of the ranges.
+fn are_apart(ranges: &[BucketRange]) -> bool {
+    let apart =
+        |a: &BucketRange, b: &BucketRange| a.first + a.count <= b.first || b.first + b.count <= a.first;
+    ranges.iter().enumerate().all(|(n, a)| ranges[..n].iter().all(|b| apart(a, b)))
 }
 
 /// Sixteen bytes as people write a UUID.

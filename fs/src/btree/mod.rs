@@ -6,6 +6,7 @@
 //! | [`table`] | the nodes that are in memory, the trees' roots, and look-ups that never wait |
 //! | [`view`] | keys as a commit in the making sees them: the trees with queued updates laid over |
 //! | [`read`] | bringing a node in from disk, its runs verified |
+//! | [`mend`] | looking at the structure, and replacing what of it is lost |
 //! | [`write`] | writing nodes back: append, rewrite, split, merge |
 //!
 //! A look-up either answers at once or says which node it misses ([`Miss`]); whoever wanted to know awaits
@@ -14,12 +15,14 @@
 //! The structure in memory is always the structure in the journal: a node may outgrow its size on disk for a while, and
 //! splits in the same commit that makes its written-out parts reachable. So no parent ever points at an unwritten node.
 
+mod mend;
 mod node;
 mod read;
 mod table;
 mod view;
 mod write;
 
+pub(crate) use mend::{Lost, Remains, check_child, edit_pointer, replace};
 pub(crate) use read::load;
 pub(crate) use table::{Miss, Pending, Table};
 pub(crate) use view::{Key, View};

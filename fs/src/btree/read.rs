@@ -6,14 +6,14 @@ use crate::engine::Inner;
 use crate::vfs::{FsError, FsResult};
 use alloc::rc::Rc;
 use moraine_format::node::{NODE_BLOCK, NodePointer, Run};
-use moraine_format::{FormatError, Tree};
+use moraine_format::{FormatError, Pos, Tree};
 use moraine_platform::sync::Event;
 use moraine_platform::{Buf, debug, error, warn};
 
 /// Resolves a [`Miss`]: when it returns without error, asking again gets further.
 pub(crate) async fn load(engine: &Inner, miss: Miss) -> FsResult<()> {
-    let (tree, pointer) = match miss {
-        Miss::Node(tree, pointer) => (tree, pointer),
+    let (tree, pointer, max) = match miss {
+        Miss::Node(tree, pointer, max) => (tree, pointer, max),
         Miss::Corrupt(tree, pos) => {
             error!("fs", "tree {} is inconsistent at {pos}: run fsck", tree.name());
             return Err(FsError::Corrupt);
@@ -32,7 +32,7 @@ pub(crate) async fn load(engine: &Inner, miss: Miss) -> FsResult<()> {
         return Ok(());
     }
     let _guard = Loading::begin(engine, id);
-    let node = fetch(engine, tree, &pointer).await?;
+    let node = fetch(engine, tree, &pointer, max).await?;
     let mut state = engine.state.borrow_mut();
     state.table.insert(node);
     state.table.evict(id);
@@ -61,7 +61,7 @@ impl Drop for Loading<'_> {
 }
 
 /// Reads a node from the first of its copies that is good.
-async fn fetch(engine: &Inner, tree: Tree, pointer: &NodePointer) -> FsResult<Node> {
+async fn fetch(engine: &Inner, tree: Tree, pointer: &NodePointer, max: Pos) -> FsResult<Node> {
     let len = pointer.blocks_written as usize * NODE_BLOCK;
     let node_bytes = engine.state.borrow().table.node_bytes;
     if len > node_bytes {
@@ -76,7 +76,7 @@ async fn fetch(engine: &Inner, tree: Tree, pointer: &NodePointer) -> FsResult<No
             warn!("fs", "node {} of tree {}: device {}: {e}", pointer.node, tree.name(), place.device);
             continue;
         }
-        match assemble(&bytes, tree, pointer, engine.pool_tag) {
+        match assemble(&bytes, tree, pointer, max, engine.pool_tag) {
             Ok(node) => {
                 debug!("fs", "read node {} of tree {} ({len} bytes)", pointer.node, tree.name());
                 return Ok(node);
@@ -101,6 +101,7 @@ pub(super) fn assemble(
     bytes: &[u8],
     tree: Tree,
     pointer: &NodePointer,
+    max: Pos,
     pool_tag: u64,
 ) -> Result<Node, FormatError> {
     let mut keys = Keys::default();
@@ -112,7 +113,8 @@ pub(super) fn assemble(
         let fits = run.ident.node == pointer.node
             && run.ident.tree == tree
             && run.ident.level == pointer.level
-            && run.ident.min == pointer.min;
+            && run.ident.min == pointer.min
+            && run.ident.max == max;
         if !same || !fits || run.info.index != index || run.info.previous != previous {
             return Err(FormatError::Value);
         }

@@ -98,8 +98,8 @@ pub(crate) struct Root {
 /// Why a look-up could not answer.
 #[derive(Debug)]
 pub(crate) enum Miss {
-    /// This node of the tree is not in memory.
-    Node(Tree, NodePointer),
+    /// This node of the tree is not in memory; its key, the greatest position it may hold, is the last.
+    Node(Tree, NodePointer, Pos),
     /// An interior key does not make sense.
     Corrupt(Tree, Pos),
 }
@@ -401,20 +401,24 @@ impl Table {
         let root = &self.roots[tree as usize];
         let Some(mut node) = self.nodes.get(&root.node) else {
             let pointer = root.pointer.clone().ok_or(Miss::Corrupt(tree, pos))?;
-            return Err(Miss::Node(tree, pointer));
+            return Err(Miss::Node(tree, pointer, Pos::MAX));
         };
         while node.ident.level > level {
             node.used.set(true);
             let (at, value) = node.keys.first_from(pos).ok_or(Miss::Corrupt(tree, pos))?;
             let id = NodePointer::node_of(value).ok_or(Miss::Corrupt(tree, at))?;
             match self.nodes.get(&id) {
+                // A pointer that leads elsewhere must not lead in circles.
+                Some(child) if child.ident.tree != tree || child.ident.level + 1 != node.ident.level => {
+                    return Err(Miss::Corrupt(tree, at));
+                }
                 Some(child) => node = child,
                 None => {
                     let pointer = NodePointer::parse(value).map_err(|_| Miss::Corrupt(tree, at))?;
-                    if pointer.level + 1 != node.ident.level {
+                    if pointer.level.checked_add(1) != Some(node.ident.level) {
                         return Err(Miss::Corrupt(tree, at));
                     }
-                    return Err(Miss::Node(tree, pointer));
+                    return Err(Miss::Node(tree, pointer, at));
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Recovery: from superblocks and journal to a running engine, and back.
 
-use super::{Engine, Inner, State, cleaner};
+use super::{Engine, Inner, Mode, State, cleaner};
 use crate::btree::{self, Pending, Table};
 use crate::journal::{
     self, Class as JournalClass, History, Item, ItemKind, Journal, JournalError, RecoverError,
@@ -22,6 +22,8 @@ use moraine_platform::{Platform, info};
 
 /// The most keys a node may have when nothing else is asked for: more than fit.
 const KEYS_MAX: usize = 1 << 20;
+/// The highest level of a root: with the smallest fan-out there is, more keys than fit any pool.
+const LEVEL_MAX: u8 = 15;
 /// Node ids handed out in one mount at most: the rest of the number is the mount's epoch, so none is ever used twice.
 const NODE_IDS_PER_MOUNT_BITS: u32 = 36;
 
@@ -104,6 +106,7 @@ impl Engine {
         platform: &Platform,
         superblocks: Superblocks,
         budget: &Budget,
+        mode: Mode,
     ) -> Result<Engine, RunError> {
         let began = platform.clock.now();
         let devices = &superblocks.devices().clone();
@@ -116,7 +119,13 @@ impl Engine {
         let node_bytes = superblock.node_bytes as usize;
         let mut table =
             Table::new(journal.clone(), node_bytes, budget.node_keys_max, budget.node_cache_bytes, next_node);
-        let items = lay_over(&mut table, &history)?;
+        let mut lost_roots = Vec::new();
+        let items = lay_over(&mut table, &history, &mut lost_roots)?;
+        if mode == Mode::Serving
+            && let Some((tree, why)) = lost_roots.first()
+        {
+            return Err(RunError::Format(*tree, *why));
+        }
         if !table.overlay.is_empty() {
             table.overlay_pin = Some(journal.pin(history.tail()));
         }
@@ -147,9 +156,12 @@ impl Engine {
             cleaner_wanted: Event::new(),
             memory_short: Rc::default(),
             buckets_changed: Event::new(),
+            mode: Cell::new(mode),
+            lost_roots: RefCell::new(lost_roots.into_iter().map(|(tree, _)| tree).collect()),
+            recovered: history.end(),
             stopped: Cell::new(None),
             closing: Cell::new(false),
-            paused: Cell::new(false),
+            paused: Cell::new(mode != Mode::Serving),
             busy: Cell::new(0),
             background: Cell::new(0),
             background_ended: Event::new(),
@@ -160,8 +172,10 @@ impl Engine {
                 inner.stop(&alloc::format!("{e}"));
             }
         });
-        inner.read_usage().await?;
-        cleaner::start(&inner);
+        if mode == Mode::Serving {
+            inner.read_usage().await?;
+            cleaner::start(&inner);
+        }
         let took = platform.clock.now().since(began);
         info!(
             "fs",
@@ -209,10 +223,24 @@ impl Engine {
 }
 
 /// Puts what the journal holds over the trees; returns how many keys.
-fn lay_over(table: &mut Table, history: &History) -> Result<usize, RunError> {
+fn lay_over(
+    table: &mut Table,
+    history: &History,
+    lost: &mut Vec<(Tree, FormatError)>,
+) -> Result<usize, RunError> {
     for (seq, item) in history.roots() {
         let Some(tree) = Tree::from_id(item.tree) else { continue };
-        let pointer = NodePointer::parse(item.value).map_err(|e| RunError::Format(tree, e))?;
+        let pointer = match NodePointer::parse(item.value) {
+            Ok(pointer) if pointer.min == Pos::MIN && pointer.level <= LEVEL_MAX => pointer,
+            Ok(_) => {
+                lost.push((tree, FormatError::Value));
+                continue;
+            }
+            Err(e) => {
+                lost.push((tree, e));
+                continue;
+            }
+        };
         table.set_recovered_root(tree, pointer, seq);
     }
     for (seq, item) in history.items() {
@@ -226,7 +254,14 @@ fn lay_over(table: &mut Table, history: &History) -> Result<usize, RunError> {
         table.overlay.insert((tree, level, pos), Pending { value, seq });
     }
     // What was said of levels that a tree no longer has is history.
-    let tops: Vec<u8> = Tree::ALL.iter().map(|t| table.root(*t).level).collect();
+    let mut tops: Vec<u8> = Tree::ALL.iter().map(|t| table.root(*t).level).collect();
+    // Of a lost root only what was said of its tree tells the level.
+    for (tree, _) in lost.iter() {
+        let levels = table.overlay.range((*tree, 0, Pos::MIN)..=(*tree, LEVEL_MAX, Pos::MAX));
+        let top = levels.map(|((_, level, _), _)| *level).max().unwrap_or(0);
+        table.root_mut(*tree).level = top;
+        tops[*tree as usize] = top;
+    }
     table.overlay.retain(|(tree, level, _), _| *level <= tops[*tree as usize]);
     let items = table.overlay.len();
     for tree in Tree::ALL {
@@ -257,6 +292,11 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// Whether a bucket can hold data and nodes: neither superblocks nor the journal.
+    pub(crate) fn is_usable_bucket(&self, device: u8, bucket: u64) -> bool {
+        self.usable.get(device as usize).is_some_and(|ranges| ranges.iter().any(|r| r.contains(&bucket)))
     }
 
     /// The buckets of each device that can hold data and nodes, as (first, end) ranges.

@@ -1,11 +1,12 @@
 //! Pools: made on disks, mounted, unmounted.
 
-use super::Engine;
 use super::mount::{Budget, RunError};
+use super::{Engine, Mode};
 use crate::superblock::{self, AssembleError, Completeness, FormatOptions, MakeError, NoDevice, Superblocks};
 use crate::vfs::{FsError, FsResult};
 use alloc::rc::Rc;
 use core::fmt;
+use moraine_format::superblock::INCOMPAT_REPAIR;
 use moraine_platform::{BlockDevice, Platform};
 
 /// Why a pool could not be made or mounted.
@@ -17,6 +18,8 @@ pub enum PoolError {
     Assemble(AssembleError),
     /// The superblock cannot be written.
     Superblock(NoDevice),
+    /// A repair of it began and did not end.
+    UnderRepair,
     /// What the disks hold cannot be mounted.
     Run(RunError),
 }
@@ -27,6 +30,9 @@ impl fmt::Display for PoolError {
             PoolError::Make(e) => e.fmt(f),
             PoolError::Assemble(e) => e.fmt(f),
             PoolError::Superblock(e) => e.fmt(f),
+            PoolError::UnderRepair => {
+                f.write_str("a repair of the pool began and did not end; run fsck with --repair")
+            }
             PoolError::Run(e) => e.fmt(f),
         }
     }
@@ -50,7 +56,7 @@ impl Engine {
         budget: &Budget,
     ) -> Result<Engine, PoolError> {
         let superblocks = superblock::format(platform, disks, options).await.map_err(PoolError::Make)?;
-        let engine = Engine::begin(platform, superblocks, budget).await?;
+        let engine = Engine::begin(platform, superblocks, budget, Mode::Serving).await?;
         engine.initialise().await?;
         Ok(engine)
     }
@@ -62,16 +68,31 @@ impl Engine {
         budget: &Budget,
     ) -> Result<Engine, PoolError> {
         let superblocks = Superblocks::open(platform, disks, Completeness::Complete).await;
-        Engine::begin(platform, superblocks.map_err(PoolError::Assemble)?, budget).await
+        let superblocks = superblocks.map_err(PoolError::Assemble)?;
+        if superblocks.current().incompat & INCOMPAT_REPAIR != 0 {
+            return Err(PoolError::UnderRepair);
+        }
+        Engine::begin(platform, superblocks, budget, Mode::Serving).await
+    }
+
+    /// Mounts a pool to check and repair it: roots that make no sense are left out, nothing runs in the background, no
+    /// bucket is freed. What is wrong with it is for [`crate::repair`] to find.
+    pub(crate) async fn mount_to_check(
+        platform: &Platform,
+        superblocks: Superblocks,
+        budget: &Budget,
+    ) -> Result<Engine, PoolError> {
+        Engine::begin(platform, superblocks, budget, Mode::Checking).await
     }
 
     async fn begin(
         platform: &Platform,
         superblocks: Superblocks,
         budget: &Budget,
+        mode: Mode,
     ) -> Result<Engine, PoolError> {
         superblocks.begin_mount().await.map_err(PoolError::Superblock)?;
-        Engine::run(platform, superblocks, budget).await.map_err(PoolError::Run)
+        Engine::run(platform, superblocks, budget, mode).await.map_err(PoolError::Run)
     }
 
     /// Writes everything back, makes it durable and ends. Whoever holds the engine gets [`FsError::ShuttingDown`] from

@@ -1,6 +1,6 @@
 //! Space for data: promised, placed, written, read, and kept from reuse while somebody needs it.
 
-use super::{Engine, Inner};
+use super::{Engine, Inner, Mode};
 use crate::btree;
 use crate::device::Deps;
 use crate::space::buckets::{Short, Writer};
@@ -316,7 +316,7 @@ impl Inner {
 
     /// Frees buckets, or waits for those that hold them; [`FsError::NoSpace`] when nothing can come of waiting.
     async fn wait_for_buckets(self: &Rc<Self>) -> FsResult<()> {
-        if self.state.borrow().buckets.waiting_for_discard() == 0 {
+        if self.mode.get() != Mode::Serving || self.state.borrow().buckets.waiting_for_discard() == 0 {
             return Err(FsError::NoSpace);
         }
         let ticket = self.buckets_changed.ticket();

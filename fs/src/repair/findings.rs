@@ -1,6 +1,7 @@
 //! Each kind of inconsistency, with an id that never changes.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 
 /// How bad it is.
@@ -42,6 +43,10 @@ kinds! {
     1 NodeUnreadable Loss "a node of a tree cannot be read";
     2 NodeRange Loss "nodes of a tree leave a gap or overlap";
     3 ValueUnreadable Loss "a key's value cannot be understood";
+    4 SuperblockCopyBad Derived "a copy of the superblock is damaged or older than the others";
+    5 RepairUnfinished Structure "a repair began and did not end";
+    6 JournalDamaged Loss "entries of the journal that were durable are damaged";
+    7 KeyForeign Structure "a key is where none can be";
     10 AllocWrong Derived "a bucket's counters are not what keys refer to";
     11 FreeRangeWrong Derived "a bucket is free and in no free range, or in one and not free";
     12 NeedDiscardWrong Derived "a bucket waits for its discard without a key, or has one and does not wait";
@@ -66,6 +71,40 @@ kinds! {
     40 DataDamaged Loss "file content does not match its checksum";
     41 RootMissing Loss "the pool has no root directory";
     42 UsedWrong Derived "an inode's used bytes are not the sum of its extents";
+    43 DirectoryLinkedTwice Structure "a directory has a second name";
+    44 DirectoryLoop Structure "a directory is above itself";
+    45 NameTwice Structure "a name is in its directory twice";
+    46 DirectorySizeWrong Derived "a directory's size is not the sum of its names";
+    47 DirectoryMissing Structure "names lie in a directory that does not exist";
+    48 NamesOutsideDirectory Structure "names lie in an inode that is no directory";
+    49 ExtentBeyondEnd Structure "content lies behind its file's end";
+    50 ExtentOutsideFile Structure "content belongs to an inode that is no file";
+    51 CursorLow Structure "the inode cursor is not above every inode in use";
+    52 NameOfDeleted Structure "a name refers to a deleted inode";
+    53 XattrMisplaced Structure "an extended attribute is not where its hash says";
+    54 DeletedEntryWrong Derived "an inode is listed as deleted and is not, or is gone already";
+    55 LoggedOpStray Derived "an operation under way belongs to no file";
+    56 VolumesMissing Structure "the directory of volumes is missing";
+}
+
+/// Content of a file that is known to be lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The file's inode.
+    pub inode: u64,
+    /// Its path from the root, `/` first; empty if no name leads to it.
+    pub path: Vec<u8>,
+    /// The first byte that is lost.
+    pub start: u64,
+    /// The end of what is lost there, excluding.
+    pub end: u64,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.escape_ascii();
+        write!(f, "lost: {path} (inode {}), bytes {}..{}", self.inode, self.start, self.end)
+    }
 }
 
 /// One inconsistency.

@@ -1,313 +1,316 @@
-//! Files and names against each other: every name leads to an inode, every inode has as many names as it says, every
-//! byte of content matches its checksum.
+//! Names: every entry of a directory lies where a look-up finds it, once, and leads to an inode of its kind. The same
+//! for extended attributes, which share the way of placing.
 
-use super::walk::each_key;
-use super::{Check, FindingKind, Repair};
-use crate::engine::Placed;
-use crate::engine::commit::Proposal;
-use crate::journal::Class as JournalClass;
+use super::mend::{is_in_view, is_number};
+use super::walk::{Found, Keys};
+use super::{Check, FindingKind};
+use crate::namespace::hash::{self, Slot};
+use crate::namespace::pos;
 use crate::tx::Value;
 use crate::vfs::FsResult;
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
-use moraine_format::dirent::{Dirent, Target};
-use moraine_format::extent::{Content, Extent, Pointer};
+use core::cmp::Ordering;
+use moraine_format::dirent::{Dirent, FIRST_POSITION, NAME_MAX, Target};
 use moraine_format::inode::{Inode, InodeKind, ROOT_INODE};
-use moraine_format::key::ROOT_SNAPSHOT;
+use moraine_format::xattr::Xattr;
 use moraine_format::{Pos, Tree};
-use moraine_platform::BLOCK_SIZE;
 
-/// What the check keeps of an inode.
-struct Known {
-    kind: InodeKind,
-    nlink: u32,
-    used: u64,
-    size: u64,
-    parent: u64,
-    names: u32,
-    subdirs: u32,
-    counted: u64,
+/// The inode whose names are being looked at.
+struct Owner {
+    number: u64,
+    /// None if nothing is known of it: nothing is said of its names then.
+    record: Option<Inode>,
+    /// Its names cannot stay.
+    unwanted: Option<FindingKind>,
+    /// First of the occupied positions that lead up to the last one without a gap.
+    chain: u64,
+    last: u64,
 }
 
-type Inodes = BTreeMap<u64, Known>;
+impl Owner {
+    /// Notes that `position` is occupied.
+    fn occupy(&mut self, position: u64) {
+        if self.last.checked_add(1) != Some(position) || self.chain == 0 {
+            self.chain = position;
+        }
+        self.last = position;
+    }
+
+    /// Whether a name whose home is `home` is found at the last position.
+    fn leads_here(&self, home: u64) -> bool {
+        (self.chain..=self.last).contains(&home)
+    }
+}
 
 pub(super) async fn check(check: &mut Check<'_>) -> FsResult<()> {
-    let mut inodes = inodes(check).await?;
-    if !inodes.get(&ROOT_INODE).is_some_and(|i| i.kind == InodeKind::Dir) {
-        check.report(FindingKind::RootMissing, format!("inode {ROOT_INODE}"), false);
-    }
-    let parents = dirents(check, &mut inodes).await?;
-    reachable(check, &inodes, &parents);
-    extents(check, &mut inodes).await?;
-    xattrs(check, &inodes).await?;
-    links(check, &inodes).await
-}
-
-async fn inodes(check: &mut Check<'_>) -> FsResult<Inodes> {
-    let mut inodes = Inodes::new();
-    each_key(check, Tree::Inodes, 0, |check, pos, value| match Inode::parse(value) {
-        Ok(i) => {
-            let known = Known {
-                kind: i.kind,
-                nlink: i.nlink,
-                used: i.used,
-                size: i.size,
-                parent: i.parent,
-                names: 0,
-                subdirs: 0,
-                counted: 0,
-            };
-            inodes.insert(pos.offset, known);
+    let mut owner: Option<Owner> = None;
+    let mut keys = Keys::all(Tree::Dirents, 0);
+    while let Some((at, value)) = keys.next(check).await? {
+        if owner.as_ref().is_none_or(|o| o.number != at.inode) {
+            owner = Some(directory(check, at.inode).await?);
         }
-        Err(e) => check.report(FindingKind::ValueUnreadable, format!("inode {}: {e}", pos.offset), false),
-    })
-    .await?;
-    Ok(inodes)
-}
-
-/// Follows every name; returns each directory's parent by name.
-async fn dirents(check: &mut Check<'_>, inodes: &mut Inodes) -> FsResult<BTreeMap<u64, u64>> {
-    let mut parents = BTreeMap::new();
-    each_key(check, Tree::Dirents, 0, |check, pos, value| {
-        let dir = pos.inode;
-        let entry = match Dirent::parse(value) {
-            Ok(Dirent::Entry { name, target }) => (name, target),
-            Ok(Dirent::Whiteout) => return,
-            Err(e) => {
-                return check.report(FindingKind::ValueUnreadable, format!("dirents {pos}: {e}"), false);
-            }
-        };
-        let text = || format!("'{}' in directory {dir}", entry.0.escape_ascii());
-        let Target::Inode { inode, kind } = entry.1 else { return };
-        if !inodes.get(&dir).is_some_and(|d| d.kind == InodeKind::Dir) {
-            check.report(FindingKind::InodeMissing, format!("{}: no such directory", text()), false);
-        }
-        let Some(known) = inodes.get_mut(&inode) else {
-            return check.report(FindingKind::InodeMissing, format!("{} to inode {inode}", text()), false);
-        };
-        known.names += 1;
-        if known.kind != kind {
-            check.report(FindingKind::DirentKindWrong, format!("{} to inode {inode}", text()), false);
-        }
-        if known.kind == InodeKind::Dir {
-            if known.parent != dir {
-                check.report(
-                    FindingKind::ParentWrong,
-                    format!("{}: inode {inode} says {}", text(), known.parent),
-                    false,
-                );
-            }
-            parents.insert(inode, dir);
-            if let Some(parent) = inodes.get_mut(&dir) {
-                parent.subdirs += 1;
-            }
-        }
-    })
-    .await?;
-    Ok(parents)
-}
-
-/// Every directory leads up to the root.
-fn reachable(check: &mut Check<'_>, inodes: &Inodes, parents: &BTreeMap<u64, u64>) {
-    let mut good: BTreeSet<u64> = BTreeSet::from([ROOT_INODE]);
-    for (inode, known) in inodes {
-        if known.kind != InodeKind::Dir || known.nlink == 0 {
-            continue;
-        }
-        let (mut path, mut at) = (Vec::new(), *inode);
-        while !good.contains(&at) && !path.contains(&at) {
-            path.push(at);
-            match parents.get(&at) {
-                Some(parent) => at = *parent,
-                None => break,
-            }
-        }
-        if good.contains(&at) {
-            good.extend(path);
-        } else {
-            check.report(FindingKind::DirectoryUnreachable, format!("inode {inode}"), false);
+        let owner = owner.as_mut().expect("set above");
+        if entry(check, owner, at, &value).await? == Place::Changed {
+            keys.again_after(at);
         }
     }
+    xattrs(check).await
 }
 
-async fn extents(check: &mut Check<'_>, inodes: &mut Inodes) -> FsResult<()> {
-    let mut last = (0u64, 0u64);
-    let mut from = Some(Pos::MIN);
-    // In slices, so that content is verified while its keys cannot change: nobody else uses the pool.
-    while let Some(start) = from {
-        let mut slice: Vec<(Pos, Extent)> = Vec::new();
-        from = None;
-        let mut budget = 64usize;
-        let inner = check.engine.inner.clone();
-        let mut at = start;
-        loop {
-            let step = {
-                let state = inner.state.borrow();
-                match state.table.first(Tree::Extents, 0, &(at..=Pos::MAX)) {
-                    Ok(found) => Ok(found.map(|(pos, value)| (pos, Extent::parse(pos, value)))),
-                    Err(miss) => Err(miss),
-                }
-            };
-            match step {
-                Ok(Some((pos, parsed))) => {
-                    check.summary.keys += 1;
-                    match parsed {
-                        Ok(extent) => slice.push((pos, extent)),
-                        Err(e) => {
-                            check.report(FindingKind::ValueUnreadable, format!("extents {pos}: {e}"), false)
-                        }
-                    }
-                    budget -= 1;
-                    match pos.successor() {
-                        Some(next) if budget > 0 => at = next,
-                        next => {
-                            from = next;
-                            break;
-                        }
-                    }
-                }
-                Ok(None) => break,
-                Err(miss) => match crate::btree::load(&inner, miss).await {
-                    Ok(()) => {}
-                    // Reported by the topology pass; what lies behind is read when the range after it is.
-                    Err(_) => {
-                        from = super::walk::next_node(check, Tree::Extents, at);
-                        break;
-                    }
-                },
+/// Whether positions behind the one looked at may have changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Same,
+    Changed,
+}
+
+async fn directory(check: &mut Check<'_>, number: u64) -> FsResult<Owner> {
+    let mut owner = Owner { number, record: None, unwanted: None, chain: 0, last: 0 };
+    match check.get(Tree::Inodes, pos(0, number)).await? {
+        Found::Unknown => {}
+        _ if !is_number(number) => owner.unwanted = Some(FindingKind::KeyForeign),
+        Found::Missing => {
+            check.found(FindingKind::DirectoryMissing, format!("inode {number}"));
+            if check.repairs() {
+                check.make_inode(number, InodeKind::Dir, |_| ()).await?;
+                super::inodes::raise_cursor(check, number).await?;
+                owner.record = check.inode(number).await?;
             }
         }
-        for (pos, extent) in slice {
-            one_extent(check, inodes, &mut last, pos, &extent).await?;
-        }
-        check.reporter.progress(check.summary.keys);
+        Found::Value(value) => match Inode::parse(&value) {
+            Ok(inode) if inode.kind == InodeKind::Dir => owner.record = Some(inode),
+            Ok(_) => owner.unwanted = Some(FindingKind::NamesOutsideDirectory),
+            Err(_) => {}
+        },
     }
-    Ok(())
+    Ok(owner)
 }
 
-async fn one_extent(
+async fn entry(check: &mut Check<'_>, owner: &mut Owner, at: Pos, value: &[u8]) -> FsResult<Place> {
+    let dir = at.inode;
+    if !is_in_view(at) || at.offset < FIRST_POSITION {
+        let why = "no name is there";
+        check.drop_key(FindingKind::KeyForeign, Tree::Dirents, at, why).await?;
+        return Ok(Place::Same);
+    }
+    owner.occupy(at.offset);
+    if let Some(kind) = owner.unwanted {
+        check.drop_key(kind, Tree::Dirents, at, "a name").await?;
+        return Ok(Place::Same);
+    }
+    let (target, name) = match Dirent::parse(value) {
+        Ok(Dirent::Whiteout) => return Ok(Place::Same),
+        Ok(Dirent::Entry { target: Target::Inode { inode, kind }, name }) => ((inode, kind), name),
+        Ok(Dirent::Entry { .. }) => {
+            let why = format!("dirents {at}: it leads into a subvolume, of which there are none yet");
+            check.found(FindingKind::ValueUnreadable, why);
+            return remove(check, Tree::Dirents, at).await;
+        }
+        Err(e) => {
+            check.found(FindingKind::ValueUnreadable, format!("dirents {at}: {e}"));
+            return remove(check, Tree::Dirents, at).await;
+        }
+    };
+    let text = format!("'{}' in directory {dir}, to inode {}", name.escape_ascii(), target.0);
+    if !leads_somewhere(check, at, target, name, &text).await? {
+        return remove(check, Tree::Dirents, at).await;
+    }
+    let Some(record) = &owner.record else { return Ok(Place::Same) };
+    let home = hash::home(record, &[name]);
+    if !owner.leads_here(home) {
+        check.found(FindingKind::DirentMisplaced, text);
+        return move_entry(check, at, target, name).await;
+    }
+    for before in home..at.offset {
+        if let Some(value) = check.get(Tree::Dirents, pos(dir, before)).await?.value()
+            && matches!(Dirent::parse(&value), Ok(Dirent::Entry { name: other, .. }) if other == name)
+        {
+            check.found(FindingKind::NameTwice, text);
+            return move_entry(check, at, target, name).await;
+        }
+    }
+    Ok(Place::Same)
+}
+
+/// Checks what an entry leads to; says whether it can stay.
+async fn leads_somewhere(
     check: &mut Check<'_>,
-    inodes: &mut Inodes,
-    last: &mut (u64, u64),
-    pos: Pos,
-    extent: &Extent,
-) -> FsResult<()> {
-    let text = format!("inode {}, {extent}", pos.inode);
-    if last.0 == pos.inode && extent.start < last.1 {
-        check.report(FindingKind::ExtentsOverlap, text.clone(), false);
-    }
-    *last = (pos.inode, extent.end);
-    match inodes.get_mut(&pos.inode) {
-        Some(known) => known.counted += extent.used(),
-        None => check.report(FindingKind::ExtentWithoutInode, text.clone(), false),
-    }
-    if let Content::Stored(stored) = &extent.content
-        && !stored.pointers.is_empty()
-    {
-        let mut good = false;
-        for pointer in &stored.pointers {
-            good |= verify(check, pointer, &stored.checksums).await?;
+    at: Pos,
+    (number, kind): (u64, InodeKind),
+    name: &[u8],
+    text: &str,
+) -> FsResult<bool> {
+    let inode = match check.get(Tree::Inodes, pos(0, number)).await? {
+        Found::Unknown => return Ok(true),
+        Found::Missing => {
+            check.found(FindingKind::InodeMissing, String::from(text));
+            return Ok(false);
         }
-        if !good {
-            check.report(FindingKind::DataDamaged, text, false);
-        }
-    }
-    Ok(())
-}
-
-async fn verify(check: &mut Check<'_>, pointer: &Pointer, checksums: &[u32]) -> FsResult<bool> {
-    let place = Placed {
-        device: pointer.device,
-        generation: pointer.generation,
-        offset: pointer.offset_bytes,
-        len: pointer.len_bytes,
+        Found::Value(value) => match Inode::parse(&value) {
+            Ok(inode) => inode,
+            // Reported with the inodes; only a check that mends nothing sees it again.
+            Err(_) => return Ok(true),
+        },
     };
-    let Ok(bytes) = check.engine.read_data(place, 0, place.len).await else { return Ok(false) };
-    check.summary.bytes_verified += bytes.len() as u64;
-    Ok(bytes.chunks(BLOCK_SIZE).zip(checksums).all(|(block, sum)| moraine_accel::crc32c(block) == *sum))
-}
-
-async fn xattrs(check: &mut Check<'_>, inodes: &Inodes) -> FsResult<()> {
-    each_key(check, Tree::Xattrs, 0, |check, pos, _| {
-        if !inodes.contains_key(&pos.inode) {
-            check.report(FindingKind::XattrWithoutInode, format!("inode {}", pos.inode), false);
+    if inode.nlink == 0 && matches!(check.get(Tree::DeletedInodes, pos(number, 0)).await?, Found::Value(_)) {
+        check.found(FindingKind::NameOfDeleted, String::from(text));
+        return Ok(false);
+    }
+    if inode.kind == InodeKind::Dir {
+        if number == ROOT_INODE {
+            check.found(FindingKind::DirectoryLinkedTwice, String::from(text));
+            return Ok(false);
         }
-    })
-    .await
-}
-
-/// Link counts, nameless inodes and used bytes, once everything was counted.
-async fn links(check: &mut Check<'_>, inodes: &Inodes) -> FsResult<()> {
-    let mut leaving = BTreeSet::new();
-    each_key(check, Tree::DeletedInodes, 0, |_, pos, _| {
-        leaving.insert(pos.inode);
-    })
-    .await?;
-    let repair = check.repair == Repair::Yes;
-    for (inode, known) in inodes {
-        let dir = known.kind == InodeKind::Dir;
-        if known.nlink == 0 {
-            if !leaving.contains(inode) {
-                check.report(FindingKind::InodeUnreferenced, format!("inode {inode}"), repair);
-                fix(check, (Tree::DeletedInodes, Pos::new(*inode, 0, ROOT_SNAPSHOT)), |_| {
-                    Some([0u8; 8].as_slice().into())
-                })
-                .await?;
+        if (inode.parent, inode.parent_offset) != (at.inode, at.offset) {
+            let there = check.get(Tree::Dirents, pos(inode.parent, inode.parent_offset)).await?;
+            let named_there = match &there {
+                Found::Value(value) => matches!(Dirent::parse(value),
+                    Ok(Dirent::Entry { target: Target::Inode { inode, .. }, .. }) if inode == number),
+                Found::Missing => false,
+                Found::Unknown => return Ok(true),
+            };
+            if named_there {
+                check.found(FindingKind::DirectoryLinkedTwice, String::from(text));
+                return Ok(false);
             }
+            check.found(FindingKind::ParentWrong, format!("{text}, which says {}", inode.parent));
+            check.edit_inode(number, |i| (i.parent, i.parent_offset) = (at.inode, at.offset)).await?;
+        }
+    }
+    if inode.kind != kind {
+        check.found(FindingKind::DirentKindWrong, format!("{text}, a {}", inode.kind.name()));
+        let target = Target::Inode { inode: number, kind: inode.kind };
+        check.set(Tree::Dirents, at, Some(Dirent::Entry { target, name }.to_value())).await?;
+    }
+    Ok(true)
+}
+
+/// Takes a name away so that others are still found.
+async fn remove(check: &mut Check<'_>, tree: Tree, at: Pos) -> FsResult<Place> {
+    if check.repairs() {
+        check.rename_by(async |names| hash::remove(names.tx, tree, at.inode, at.offset).await).await?;
+    }
+    Ok(Place::Changed)
+}
+
+/// Puts an entry where a look-up finds it. If its name is taken there it gets another one, or goes if it leads to the
+/// same inode.
+async fn move_entry(
+    check: &mut Check<'_>,
+    at: Pos,
+    (number, kind): (u64, InodeKind),
+    name: &[u8],
+) -> FsResult<Place> {
+    if !check.repairs() {
+        return Ok(Place::Same);
+    }
+    let dir = at.inode;
+    check
+        .rename_by(async |names| {
+            let Some(record) = names.load(dir).await? else { return Ok(()) };
+            hash::remove(names.tx, Tree::Dirents, dir, at.offset).await?;
+            let (mut name, mut tries) = (Vec::from(name), 0);
+            let offset = loop {
+                use crate::namespace::dir::Entry;
+                match names.find(dir, &record, &name).await? {
+                    Entry::Free { offset } => break offset,
+                    Entry::Found { inode, .. } if inode == number => return Ok(()),
+                    Entry::Found { .. } => {
+                        name = another_name(&name, number, tries);
+                        tries += 1;
+                    }
+                }
+            };
+            let target = Target::Inode { inode: number, kind };
+            let value = Dirent::Entry { target, name: &name }.to_value();
+            names.tx.put(Tree::Dirents, pos(dir, offset), value);
+            if let Some(mut inode) = names.load(number).await?
+                && (inode.parent, inode.parent_offset) == (dir, at.offset)
+            {
+                inode.parent_offset = offset;
+                names.store(number, &inode);
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(Place::Changed)
+}
+
+/// A name for an object whose own is taken.
+pub(super) fn another_name(name: &[u8], number: u64, tries: u32) -> Vec<u8> {
+    let end = if tries == 0 { format!("~{number}") } else { format!("~{number}.{tries}") };
+    let mut out = name[..name.len().min(NAME_MAX - end.len())].to_vec();
+    out.extend_from_slice(end.as_bytes());
+    out
+}
+
+async fn xattrs(check: &mut Check<'_>) -> FsResult<()> {
+    let mut owner: Option<Owner> = None;
+    let mut keys = Keys::all(Tree::Xattrs, 0);
+    while let Some((at, value)) = keys.next(check).await? {
+        if owner.as_ref().is_none_or(|o| o.number != at.inode) {
+            let mut new = Owner { number: at.inode, record: None, unwanted: None, chain: 0, last: 0 };
+            match check.get(Tree::Inodes, pos(0, at.inode)).await? {
+                Found::Missing => new.unwanted = Some(FindingKind::XattrWithoutInode),
+                found => new.record = found.value().and_then(|v| Inode::parse(&v).ok()),
+            }
+            owner = Some(new);
+        }
+        let owner = owner.as_mut().expect("set above");
+        if !is_in_view(at) || at.offset < FIRST_POSITION {
+            check.drop_key(FindingKind::KeyForeign, Tree::Xattrs, at, "no attribute is there").await?;
             continue;
         }
-        if known.names == 0 && *inode != ROOT_INODE {
-            check.report(
-                FindingKind::InodeUnreferenced,
-                format!("inode {inode}, {} bytes", known.size),
-                false,
-            );
+        owner.occupy(at.offset);
+        if let Some(kind) = owner.unwanted {
+            check.drop_key(kind, Tree::Xattrs, at, "an attribute").await?;
             continue;
         }
-        let should = if dir { 2 + known.subdirs } else { known.names };
-        if should != known.nlink {
-            let text = format!("inode {inode}: {}, counted {should}", known.nlink);
-            check.report(FindingKind::LinkCountWrong, text, repair);
-            fix_inode(check, *inode, |i| i.nlink = should).await?;
-        }
-        // Of a file whose last write-back is not done yet only the keys count; nothing is pending here.
-        if known.kind == InodeKind::File && known.counted != known.used {
-            let text = format!("inode {inode}: {}, counted {}", known.used, known.counted);
-            check.report(FindingKind::UsedWrong, text, repair);
-            let counted = known.counted;
-            fix_inode(check, *inode, |i| i.used = counted).await?;
+        if xattr(check, owner, at, &value).await? == Place::Changed {
+            keys.again_after(at);
         }
     }
     Ok(())
 }
 
-async fn fix_inode(check: &Check<'_>, inode: u64, edit: impl Fn(&mut Inode)) -> FsResult<()> {
-    let edit = |value: Option<&[u8]>| {
-        let mut record = Inode::parse(value?).ok()?;
-        edit(&mut record);
-        Some(record.to_value().into())
+async fn xattr(check: &mut Check<'_>, owner: &Owner, at: Pos, value: &Value) -> FsResult<Place> {
+    let (namespace, name) = match Xattr::parse(value) {
+        Ok(Xattr::Whiteout) => return Ok(Place::Same),
+        Ok(Xattr::Entry { namespace, name, .. }) => (namespace, name),
+        Err(e) => {
+            check.found(FindingKind::ValueUnreadable, format!("xattrs {at}: {e}"));
+            return remove(check, Tree::Xattrs, at).await;
+        }
     };
-    fix(check, (Tree::Inodes, Pos::new(0, inode, ROOT_SNAPSHOT)), edit).await
-}
-
-/// Replaces one key's value, if repairs are wanted.
-async fn fix(
-    check: &Check<'_>,
-    at: (Tree, Pos),
-    edit: impl Fn(Option<&[u8]>) -> Option<Value>,
-) -> FsResult<()> {
-    if check.repair == Repair::No {
-        return Ok(());
+    let Some(record) = &owner.record else { return Ok(Place::Same) };
+    let home = hash::home(record, &[&[namespace as u8], name]);
+    let same = |other: &[u8]| {
+        matches!(Xattr::parse(other),
+            Ok(Xattr::Entry { namespace: ns, name: n, .. }) if ns == namespace && n.cmp(name) == Ordering::Equal)
+    };
+    let mut right = owner.leads_here(home);
+    for before in home..if right { at.offset } else { home } {
+        let other = check.get(Tree::Xattrs, pos(at.inode, before)).await?.value();
+        right &= !other.is_some_and(|v| same(&v));
     }
-    let propose = |state: &crate::engine::State| {
-        let value = edit(state.table.get(at.0, 0, at.1)?);
-        let updates = BTreeMap::from([((at.0, 0, at.1), value)]);
-        Ok(Some((Proposal { updates, ..Proposal::default() }, ())))
-    };
-    // The journal moves only while the background works: a long list of repairs would fill it.
-    check.engine.resume();
-    let done = check.engine.inner.commit(JournalClass::Interior, propose, |_, _, _, _| ()).await;
-    check.engine.pause().await;
-    done.map(|_| ())
+    if right {
+        return Ok(Place::Same);
+    }
+    check.found(FindingKind::XattrMisplaced, format!("'{}' of inode {}", name.escape_ascii(), at.inode));
+    if check.repairs() {
+        check
+            .rename_by(async |names| {
+                hash::remove(names.tx, Tree::Xattrs, at.inode, at.offset).await?;
+                let slot = hash::find(names.tx, Tree::Xattrs, at.inode, home, |_, v| Ok(same(v))).await?;
+                // The first of two of one name counts: it is the one that was found.
+                if let Slot::Free(offset) = slot {
+                    names.tx.put(Tree::Xattrs, pos(at.inode, offset), value.clone());
+                }
+                Ok(())
+            })
+            .await?;
+    }
+    Ok(Place::Changed)
 }

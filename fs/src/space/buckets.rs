@@ -78,7 +78,12 @@ struct Member {
     cursor: u64,
     open: [Option<Open>; Writer::COUNT],
     usage: DeviceUsage,
+    /// Under repair: what is free for sure, and the only place that space comes from.
+    spare: Option<VecDeque<(u64, u32)>>,
 }
+
+/// Buckets of each device that are free for sure, with their generations: where a repair writes.
+pub(crate) type Spare = Vec<VecDeque<(u64, u32)>>;
 
 /// Why space could not be had at once.
 #[derive(Debug)]
@@ -108,6 +113,7 @@ impl Buckets {
                 cursor: 0,
                 open: [const { None }; Writer::COUNT],
                 usage: DeviceUsage::default(),
+                spare: None,
             })
             .collect();
         Buckets { members, claims: BTreeMap::new(), fresh: 0, reserved: 0 }
@@ -115,7 +121,32 @@ impl Buckets {
 
     /// Sets what the counters in the tree say; kept up to date by [`Buckets::committed`].
     pub(crate) fn set_usage(&mut self, device: u8, usage: DeviceUsage) {
-        self.members[device as usize].usage = usage;
+        let member = &mut self.members[device as usize];
+        member.usage = believable(usage, &member.geometry);
+    }
+
+    /// From now on space comes from `spare` alone.
+    pub(crate) fn begin_spare(&mut self, spare: Spare) {
+        self.close_all();
+        for (member, spare) in self.members.iter_mut().zip(spare) {
+            member.spare = Some(spare);
+        }
+    }
+
+    /// Space comes from the free ranges again.
+    pub(crate) fn end_spare(&mut self) {
+        self.close_all();
+        self.members.iter_mut().for_each(|m| m.spare = None);
+    }
+
+    /// Goes on in no bucket that is being filled, and forgets which ones were to be next.
+    fn close_all(&mut self) {
+        for device in 0..self.members.len() {
+            let m = &mut self.members[device];
+            m.window.clear();
+            let open: Vec<u64> = m.open.iter_mut().filter_map(|o| Some(o.take()?.bucket)).collect();
+            open.into_iter().for_each(|bucket| self.release(device as u8, bucket));
+        }
     }
 
     fn free_buckets(&self, m: &Member) -> u64 {
@@ -174,7 +205,8 @@ impl Buckets {
     pub(crate) fn carve(&mut self, writer: Writer, len: u64) -> Result<Placed, Short> {
         let best = (0..self.members.len()).max_by_key(|i| {
             let m = &self.members[*i];
-            (m.open[writer.slot()].is_some(), self.free_buckets(m), usize::MAX - i)
+            let free = m.spare.as_ref().map_or_else(|| self.free_buckets(m), |s| s.len() as u64);
+            (m.open[writer.slot()].is_some(), free, usize::MAX - i)
         });
         let device = best.ok_or(Short::Full)? as u8;
         let least = if writer == Writer::Nodes { len } else { BLOCK_SIZE as u64 };
@@ -208,6 +240,11 @@ impl Buckets {
     fn open(&mut self, device: u8, writer: Writer) -> Result<(), Short> {
         let unclaimed = self.unclaimed();
         let m = &mut self.members[device as usize];
+        if let Some(spare) = &mut m.spare {
+            let (bucket, generation) = spare.pop_front().ok_or(Short::Full)?;
+            self.fill(device, writer, bucket, generation);
+            return Ok(());
+        }
         let floor = match writer {
             Writer::Nodes => 0,
             Writer::Data(DataKind::User) => Self::metadata_reserve(m) / 2,
@@ -219,11 +256,15 @@ impl Buckets {
         let Some((bucket, generation)) = m.window.pop_front() else {
             return Err(if unclaimed == 0 { Short::Full } else { Short::Window(device) });
         };
-        m.open[writer.slot()] = Some(Open { bucket, generation, filled: 0 });
+        self.fill(device, writer, bucket, generation);
+        Ok(())
+    }
+
+    fn fill(&mut self, device: u8, writer: Writer, bucket: u64, generation: u32) {
+        self.members[device as usize].open[writer.slot()] = Some(Open { bucket, generation, filled: 0 });
         let old = self.claims.insert((device, bucket), Claim { holders: 1, fresh: true });
         assert!(old.is_none(), "a free bucket is held by nobody");
         self.fresh += 1;
-        Ok(())
     }
 
     /// Keeps a bucket from being reused until it is released: something in it is being written or read.
@@ -271,7 +312,7 @@ impl Buckets {
             if let Ok(Some(value)) = table.get(Tree::Accounting, 0, DeviceUsage::pos(device))
                 && let Ok(usage) = DeviceUsage::parse(value)
             {
-                self.members[device as usize].usage = usage;
+                self.set_usage(device, usage);
             }
         }
     }
@@ -318,6 +359,19 @@ impl Buckets {
         m.cursor = cursor;
         m.window.extend(found);
         Ok(())
+    }
+}
+
+/// Counters as far as they are possible: damaged ones must not break the arithmetic of whoever goes by them.
+fn believable(usage: DeviceUsage, geometry: &Geometry) -> DeviceUsage {
+    let buckets = |n: i64| n.clamp(0, geometry.usable as i64);
+    let bytes = |n: i64| n.clamp(0, geometry.usable.saturating_mul(geometry.bucket_bytes) as i64);
+    DeviceUsage {
+        btree_buckets: buckets(usage.btree_buckets),
+        data_buckets: buckets(usage.data_buckets),
+        discard_buckets: buckets(usage.discard_buckets),
+        btree_bytes: bytes(usage.btree_bytes),
+        data_bytes: bytes(usage.data_bytes),
     }
 }
 

@@ -5,7 +5,7 @@
 //! is still what was read. Whoever overwrites a key meanwhile wins, and the copy is left to be collected.
 
 use crate::btree;
-use crate::engine::{DataKind, Engine, Inner, Placed};
+use crate::engine::{DataKind, Engine, Inner, Mode, Placed};
 use crate::tx::{Class, Value};
 use crate::vfs::{FsError, FsResult};
 use alloc::rc::Rc;
@@ -20,6 +20,9 @@ const CANDIDATES_MAX: usize = 64;
 
 /// Empties one bucket; says whether anything was gained by it.
 pub(crate) async fn collect_one(engine: &Rc<Inner>) -> FsResult<bool> {
+    if engine.mode.get() != Mode::Serving {
+        return Ok(false);
+    }
     let _turn = engine.collecting.take(1).await;
     let Some((device, bucket)) = victim(engine).await? else { return Ok(false) };
     let bytes = engine.geometry[device as usize].bucket_bytes;

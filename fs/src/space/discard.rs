@@ -3,7 +3,7 @@
 
 use crate::btree::{self, View};
 use crate::engine::commit::{Obstacle, Proposal};
-use crate::engine::{Inner, State};
+use crate::engine::{Inner, Mode, State};
 use crate::journal::Class as JournalClass;
 use crate::space::triggers;
 use crate::vfs::FsResult;
@@ -19,6 +19,9 @@ const BATCH_MAX: usize = 32;
 
 /// Frees what can be freed now and says how many buckets that was.
 pub(crate) async fn free_empty_buckets(engine: &Rc<Inner>) -> FsResult<usize> {
+    if engine.mode.get() != Mode::Serving {
+        return Ok(0);
+    }
     let candidates = candidates(engine).await?;
     if candidates.is_empty() {
         return Ok(0);

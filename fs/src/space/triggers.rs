@@ -146,7 +146,9 @@ pub(crate) fn derive(
     }
     let mut deltas: BTreeMap<(u8, u64), Delta> = BTreeMap::new();
     for r in &gone {
-        delta_of(&mut deltas, r, geometry)?.bytes -= r.len as i64;
+        let delta = delta_of(&mut deltas, r, geometry)?;
+        delta.bytes -= r.len as i64;
+        delta.gone = true;
         drop_backpointer(view, r)?;
     }
     for r in &come {
@@ -170,6 +172,7 @@ pub(crate) fn derive(
 #[derive(Default)]
 struct Delta {
     bytes: i64,
+    gone: bool,
     come: Option<(BucketKind, u32)>,
 }
 
@@ -219,7 +222,8 @@ fn apply_delta(
     after.live_bytes = before.live_bytes.checked_add_signed(delta.bytes).ok_or_else(corrupt)?;
     if before.kind == BucketKind::Free {
         let (kind, generation) = delta.come.ok_or_else(corrupt)?;
-        if generation != before.generation {
+        // Nothing can be taken from a bucket that holds nothing.
+        if generation != before.generation || delta.gone {
             return Err(corrupt());
         }
         after.kind = kind;
@@ -254,13 +258,13 @@ pub(crate) fn count(usage: &mut DeviceUsage, before: &Alloc, after: &Alloc) {
         }
         let btree = alloc.kind == BucketKind::Btree;
         let bytes = if btree { &mut usage.btree_bytes } else { &mut usage.data_bytes };
-        *bytes += sign * alloc.live_bytes as i64;
+        *bytes = bytes.saturating_add(sign.saturating_mul(alloc.live_bytes as i64));
         let buckets = match (alloc.needs_discard(), btree) {
             (true, _) => &mut usage.discard_buckets,
             (_, true) => &mut usage.btree_buckets,
             _ => &mut usage.data_buckets,
         };
-        *buckets += sign;
+        *buckets = buckets.saturating_add(sign);
     }
 }
 

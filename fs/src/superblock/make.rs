@@ -9,15 +9,13 @@ use alloc::vec::Vec;
 use core::fmt;
 use moraine_format::device_set::MEMBERS_MAX;
 use moraine_format::superblock::{
-    BucketRange, DEVICE_BYTES_MIN, LABEL_BYTES, MEMBER_LABEL_BYTES, Member, MemberState, RESERVED_START,
-    Superblock, buckets_end,
+    BUCKET_BYTES, BucketRange, DEVICE_BYTES_MIN, LABEL_BYTES, MEMBER_LABEL_BYTES, Member, MemberState,
+    RESERVED_START, Superblock, buckets_end,
 };
 use moraine_platform::{BlockDevice, Platform};
 
 /// Smallest and largest buckets chosen by default; explicit ones may be smaller, down to the smallest of all.
 const BUCKET_BYTES_DEFAULT: core::ops::RangeInclusive<u64> = 256 << 10..=1 << 20;
-const BUCKET_BYTES_MIN: u64 = 64 << 10;
-const BUCKET_BYTES_MAX: u64 = 16 << 20;
 /// By default the journal takes this part of a device, up to so many bytes.
 const JOURNAL_PART: u64 = 256;
 const JOURNAL_BYTES_MAX: u64 = 32 << 20;
@@ -156,7 +154,7 @@ fn check(options: &FormatOptions, disks: usize) -> Result<(), MakeError> {
             "bucket size",
             options.bucket_bytes == 0
                 || options.bucket_bytes.is_power_of_two()
-                    && (BUCKET_BYTES_MIN..=BUCKET_BYTES_MAX).contains(&options.bucket_bytes)
+                    && u32::try_from(options.bucket_bytes).is_ok_and(|bytes| BUCKET_BYTES.contains(&bytes))
                     && options.bucket_bytes >= u64::from(options.node_bytes),
         ),
     ];

@@ -2,7 +2,7 @@
 
 use super::foreign::{self, WINDOW_BYTES};
 use alloc::boxed::Box;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use moraine_format::FormatError;
@@ -46,6 +46,30 @@ impl fmt::Display for Found {
             Found::Unreadable(error) => write!(f, "unreadable: {error}"),
         }
     }
+}
+
+/// One of the copies of a disk's superblock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Copy {
+    /// It is whole.
+    Valid(Box<Superblock>),
+    /// It is not, and why.
+    Damaged(String),
+}
+
+/// All copies of a disk's superblock, in order of their slots. Only reads.
+pub async fn copies(device: &dyn BlockDevice) -> Vec<Copy> {
+    let mut found = Vec::new();
+    for offset in slot_offsets(device.info().size) {
+        found.push(match read(device, offset, SLOT_BYTES as u64).await {
+            Ok(slot) => match Superblock::parse(&slot) {
+                Ok(superblock) => Copy::Valid(Box::new(superblock)),
+                Err(e) => Copy::Damaged(e.to_string()),
+            },
+            Err(e) => Copy::Damaged(e.to_string()),
+        });
+    }
+    found
 }
 
 /// Looks at a disk. Only reads.

@@ -1,0 +1,204 @@
+//! Restoring lost parts of trees from what nodes on disk still hold.
+//!
+//! Every place where a node can be is looked at. The pool's tag in the magic keeps images of other pools apart, the
+//! chain of hashes tells how far a node's runs go. Of the leaves whose range meets a lost part the newest counts: a node
+//! that is in use is always newer than any outdated image of the same positions. What comes out may be older than what
+//! was lost, and the passes that follow fit it in; what was lost has been reported.
+//!
+//! Trees that derive from others are not restored: the recount makes them anew.
+
+use super::Check;
+use super::mend::Changes;
+use crate::tx::Value;
+use crate::vfs::{FsError, FsResult};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::vec::Vec;
+use moraine_format::node::{NODE_BLOCK, NodeIdent, RUN_MAGIC, Run};
+use moraine_format::{Pos, Tree};
+use moraine_platform::{Buf, warn};
+
+/// Leaves kept in mind at a time; with more, the oldest are forgotten.
+const LEAVES_MAX: usize = 1 << 18;
+/// Keys put back at a time.
+const BATCH_KEYS: usize = 512;
+
+/// An image of a leaf on disk.
+struct Leaf {
+    seq: u64,
+    epoch: u64,
+    node: u64,
+    device: u8,
+    offset: u64,
+    min: Pos,
+    max: Pos,
+}
+
+type Ranges = Vec<(Pos, Pos)>;
+
+pub(super) async fn restore(check: &mut Check<'_>) -> FsResult<()> {
+    let lost = core::mem::take(&mut check.lost);
+    let remains = core::mem::take(&mut check.remains);
+    check.restored = lost.clone();
+    let mut newer: BTreeSet<(Tree, Pos)> = BTreeSet::new();
+    let mut keys: BTreeMap<(Tree, Pos), Value> = BTreeMap::new();
+    for (tree, remains) in remains {
+        newer.extend(remains.newer.iter().map(|at| (tree, *at)));
+        keys.extend(remains.keys.into_iter().map(|(at, value)| ((tree, at), value)));
+    }
+    let keys: Changes =
+        keys.into_iter().filter(|((tree, _), _)| !is_derived(*tree)).map(|(k, v)| (k, Some(v))).collect();
+    newer.extend(keys.iter().map(|(at, _)| *at));
+    check.change(&keys).await?;
+    let mut wanted: BTreeMap<Tree, Ranges> = BTreeMap::new();
+    for (tree, min, max) in lost.into_iter().filter(|(tree, ..)| !is_derived(*tree)) {
+        wanted.entry(tree).or_default().push((min, max));
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    check.pass("salvage");
+    let mut leaves = scan(check, &wanted).await?;
+    // The newest first; of images of one age, which cannot be of one place in the tree, in any fixed order.
+    leaves.sort_by_key(|(tree, l)| (*tree, core::cmp::Reverse((l.seq, l.epoch, l.node, l.offset))));
+    for (tree, leaf) in leaves {
+        let ranges = wanted.entry(tree).or_default();
+        put_back(check, tree, &leaf, ranges, &newer).await?;
+        ranges.retain(|r| r.0 <= r.1);
+        let cut: Ranges = ranges.drain(..).flat_map(|r| without(r, (leaf.min, leaf.max))).collect();
+        *ranges = cut;
+    }
+    for (tree, min, max) in wanted.iter().flat_map(|(t, ranges)| ranges.iter().map(move |r| (t, r.0, r.1))) {
+        warn!("fs", "nothing is left of tree {} from {min} to {max}", tree.name());
+    }
+    Ok(())
+}
+
+fn is_derived(tree: Tree) -> bool {
+    use Tree::*;
+    matches!(tree, Alloc | Freespace | NeedDiscard | Lru | Backpointers | Accounting)
+}
+
+/// A range without another.
+fn without(range: (Pos, Pos), gone: (Pos, Pos)) -> impl Iterator<Item = (Pos, Pos)> {
+    let before = gone.0.predecessor().map(|end| (range.0, range.1.min(end)));
+    let behind = gone.1.successor().map(|start| (range.0.max(start), range.1));
+    [before, behind].into_iter().flatten().filter(|r| r.0 <= r.1)
+}
+
+/// Puts a leaf's keys in `ranges` back, but for those that are known newer.
+async fn put_back(
+    check: &mut Check<'_>,
+    tree: Tree,
+    leaf: &Leaf,
+    ranges: &Ranges,
+    newer: &BTreeSet<(Tree, Pos)>,
+) -> FsResult<()> {
+    let wanted = |at: &Pos| ranges.iter().any(|r| r.0 <= *at && *at <= r.1) && !newer.contains(&(tree, *at));
+    if !ranges.iter().any(|r| r.0 <= leaf.max && leaf.min <= r.1) {
+        return Ok(());
+    }
+    let Some(bytes) = read_node(check, leaf.device, leaf.offset).await? else { return Ok(()) };
+    let mut keys: BTreeMap<Pos, Option<Value>> = BTreeMap::new();
+    runs(&bytes, check.engine.inner.pool_tag, limit(check), |run| {
+        keys.extend(run.entries().map(|(at, value)| (at, value.map(Value::from))));
+    });
+    let keys: Changes = keys
+        .into_iter()
+        .filter(|(at, value)| value.is_some() && wanted(at))
+        .map(|(at, value)| ((tree, at), value))
+        .collect();
+    warn!("fs", "{} keys of tree {} are restored from an old node", keys.len(), tree.name());
+    for batch in keys.chunks(BATCH_KEYS) {
+        check.change(batch).await?;
+    }
+    Ok(())
+}
+
+/// No run counts that may hold changes later than the history that was recovered.
+fn limit(check: &Check<'_>) -> u64 {
+    check.engine.inner.recovered.0
+}
+
+/// Looks for leaves of the wanted parts wherever there can be nodes.
+async fn scan(check: &mut Check<'_>, wanted: &BTreeMap<Tree, Ranges>) -> FsResult<Vec<(Tree, Leaf)>> {
+    let inner = check.engine.inner.clone();
+    let node_bytes = inner.state.borrow().table.node_bytes as u64;
+    let magic = (RUN_MAGIC ^ inner.pool_tag).to_le_bytes();
+    let mut leaves: Vec<(Tree, Leaf)> = Vec::new();
+    for (device, ranges) in inner.usable_ranges() {
+        let bucket_bytes = inner.geometry[device as usize].bucket_bytes;
+        for (first, end) in ranges {
+            let mut offset = first * bucket_bytes;
+            while offset < end * bucket_bytes {
+                let at = offset;
+                offset += node_bytes;
+                let head = Buf::zeroed(NODE_BLOCK).map_err(|_| FsError::NoMemory)?;
+                let (head, result) = inner.devices.read(device, at, head).await;
+                if result.is_err() || !head.starts_with(&magic) {
+                    continue;
+                }
+                let Some(bytes) = read_node(check, device, at).await? else { continue };
+                let Some((ident, seq, epoch)) = runs(&bytes, inner.pool_tag, limit(check), |_| {}) else {
+                    continue;
+                };
+                let meets = |r: &(Pos, Pos)| r.0 <= ident.max && ident.min <= r.1;
+                if ident.level > 0 || !wanted.get(&ident.tree).is_some_and(|r| r.iter().any(meets)) {
+                    continue;
+                }
+                let NodeIdent { node, min, max, .. } = ident;
+                leaves.push((ident.tree, Leaf { seq, epoch, node, device, offset: at, min, max }));
+                if leaves.len() > LEAVES_MAX {
+                    leaves.sort_by_key(|(_, l)| core::cmp::Reverse((l.seq, l.epoch, l.node, l.offset)));
+                    leaves.truncate(LEAVES_MAX / 2);
+                }
+            }
+        }
+    }
+    let text = format!("{} old nodes hold something of what was lost", leaves.len());
+    moraine_platform::info!("fs", "{text}");
+    Ok(leaves)
+}
+
+async fn read_node(check: &Check<'_>, device: u8, offset: u64) -> FsResult<Option<Buf>> {
+    let inner = &check.engine.inner;
+    let node_bytes = inner.state.borrow().table.node_bytes;
+    let buf = Buf::zeroed(node_bytes).map_err(|_| FsError::NoMemory)?;
+    let (mut buf, result) = inner.devices.read(device, offset, buf).await;
+    if result.is_err() {
+        // Around what cannot be read: runs before it are whole.
+        buf.fill(0);
+        for at in (0..node_bytes).step_by(NODE_BLOCK) {
+            let part = Buf::zeroed(NODE_BLOCK).map_err(|_| FsError::NoMemory)?;
+            if let (part, Ok(())) = inner.devices.read(device, offset + at as u64, part).await {
+                buf[at..at + NODE_BLOCK].copy_from_slice(&part);
+            }
+        }
+    }
+    Ok(Some(buf))
+}
+
+/// Calls `visit` with the runs of a node as far as they are whole and not newer than `limit`. Returns which node it is,
+/// and seq and epoch of its last run.
+fn runs(
+    bytes: &[u8],
+    tag: u64,
+    limit: u64,
+    mut visit: impl FnMut(&Run<'_>),
+) -> Option<(NodeIdent, u64, u64)> {
+    let mut last: Option<(NodeIdent, u64, u64)> = None;
+    let (mut at, mut previous, mut index) = (0, 0, 0);
+    while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+        let Ok(run) = Run::parse(rest, tag) else { break };
+        let same = last.is_none_or(|(ident, ..)| ident == run.ident);
+        if !same || run.info.index != index || run.info.previous != previous || run.info.seq > limit {
+            break;
+        }
+        visit(&run);
+        last = Some((run.ident, run.info.seq, run.info.epoch));
+        previous = run.hash;
+        index += 1;
+        at += run.disk_bytes;
+    }
+    last
+}

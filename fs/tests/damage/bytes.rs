@@ -1,0 +1,102 @@
+//! Single bytes and whole blocks, whatever they belong to.
+
+use crate::sample::{BUCKET_BYTES, DISK_BYTES, Exact, Left, Sample, choose, fsck, ordeal, read_all};
+use moraine_fs::repair::{FindingKind, Repair};
+use moraine_sim::Image;
+use moraine_sim::disk::IMAGE_BLOCK;
+
+/// Blocks that hold something.
+fn used(image: &Image) -> Vec<u64> {
+    image.difference(&Image::new(image.size()))
+}
+
+/// Tries damages and stops at the first that comes out wrong.
+fn each(name: &str, left: Left, sampled: usize, all: Vec<(u64, u8)>, damage: impl Fn(&mut Image, u64, u8)) {
+    let sample = Sample::new(left);
+    let (mut silent, mut mended) = (0, 0);
+    for (at, with) in choose(name, all, sampled) {
+        let mut image = sample.image.clone();
+        damage(&mut image, at, with);
+        match ordeal(&sample, &image, Some(Exact::AfterRepair)) {
+            Ok(told) if told.findings.is_empty() => silent += 1,
+            Ok(_) => mended += 1,
+            Err(e) => panic!("{name} at {at:#x} with {with:#x}: {e}"),
+        }
+    }
+    println!("{name}: {mended} noticed, {silent} of no consequence");
+}
+
+#[test]
+fn what_is_whole_is_called_whole_and_not_touched() {
+    for left in [Left::Clean, Left::Running] {
+        let sample = Sample::new(left);
+        read_all(&sample, &sample.image, Exact::Yes).unwrap();
+        for repair in [Repair::No, Repair::Yes] {
+            let (summary, told, after) = fsck(&sample.image, repair);
+            let summary = summary.unwrap();
+            assert_eq!((summary.found, summary.lost), (0, 0), "{}", told.text());
+            assert!(summary.bytes_verified > 500_000, "{summary:?}");
+            read_all(&sample, &after, Exact::Yes).unwrap();
+        }
+    }
+}
+
+fn flips(left: Left, sampled: usize) {
+    let sample = Sample::new(left);
+    let bytes =
+        used(&sample.image).into_iter().flat_map(|b| (0..IMAGE_BLOCK).map(move |at| b * IMAGE_BLOCK + at));
+    let all = bytes.map(|at| (at, 1u8 << (at % 8))).collect();
+    each("flip", left, sampled, all, |image, at, mask| image.flip(at, mask));
+}
+
+#[test]
+fn a_flipped_byte_in_a_clean_pool() {
+    flips(Left::Clean, 120);
+}
+
+#[test]
+fn a_flipped_byte_in_a_pool_that_was_running() {
+    flips(Left::Running, 120);
+}
+
+#[test]
+fn a_lost_block() {
+    for left in [Left::Clean, Left::Running] {
+        let sample = Sample::new(left);
+        let all: Vec<(u64, u8)> = used(&sample.image)
+            .into_iter()
+            .flat_map(|b| [(b * IMAGE_BLOCK, 0), (b * IMAGE_BLOCK, 0xd5)])
+            .collect();
+        each("block", left, 40, all, |image, at, with| image.write(at, &[with; IMAGE_BLOCK as usize]));
+    }
+}
+
+#[test]
+fn a_lost_bucket() {
+    for left in [Left::Clean, Left::Running] {
+        let all: Vec<(u64, u8)> = (3..DISK_BYTES / BUCKET_BYTES).map(|b| (b * BUCKET_BYTES, 0)).collect();
+        each("bucket", left, 25, all, |image, at, with| image.write(at, &[with; BUCKET_BYTES as usize]));
+    }
+}
+
+#[test]
+fn superblock_copies_are_made_anew_from_a_good_one() {
+    let sample = Sample::new(Left::Clean);
+    let slots = moraine_format::superblock::slot_offsets(DISK_BYTES);
+    for spared in 0..slots.len() {
+        let mut image = sample.image.clone();
+        for (n, slot) in slots.iter().enumerate().filter(|(n, _)| *n != spared) {
+            image.write(*slot + 200 * n as u64, &[0xaa; 3000]);
+        }
+        let told = ordeal(&sample, &image, Some(Exact::Yes)).unwrap();
+        assert_eq!(told.kinds(), [FindingKind::SuperblockCopyBad]);
+        assert_eq!(told.findings.len(), 3);
+        let (_, _, after) = fsck(&image, Repair::Yes);
+        let (_, told, _) = fsck(&after, Repair::No);
+        assert!(told.findings.is_empty(), "{}", told.text());
+    }
+    let mut image = sample.image.clone();
+    slots.iter().for_each(|slot| image.write(*slot, &[0; 4096]));
+    let (nothing, _, _) = fsck(&image, Repair::Yes);
+    assert!(nothing.unwrap_err().contains("no disk is a member of a pool"));
+}
