@@ -26,6 +26,7 @@ use crate::tx::{Class, Tx};
 use crate::vfs::{FsError, FsResult, PoolInfo, Seq};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Rc;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::ops::Range;
@@ -89,7 +90,9 @@ pub(crate) struct Inner {
     pub(crate) mode: Cell<Mode>,
     /// Roots that the journal holds and that make no sense; only a check mounts such a pool.
     pub(crate) lost_roots: RefCell<Vec<Tree>>,
-    /// The newest entry of the history that was recovered.
+    /// How the journal is damaged; only a check mounts such a pool.
+    pub(crate) rot: Option<String>,
+    /// The newest entry of the history that was recovered; if some of it is gone, any may be newer.
     pub(crate) recovered: journal::Seq,
     /// Why the engine refuses everything, once it does.
     stopped: Cell<Option<FsError>>,

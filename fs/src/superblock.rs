@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt;
 use moraine_format::Superblock;
-use moraine_format::superblock::slot_offsets;
+use moraine_format::superblock::{MOUNT_EPOCH_END, slot_offsets};
 use moraine_platform::sync::Semaphore;
 use moraine_platform::{BlockDevice, Buf, Fua, Platform};
 
@@ -118,9 +118,18 @@ impl Superblocks {
     /// Opens a mount: raises the mount epoch, draws its nonce, and makes both durable. To be called before anything
     /// else is written.
     pub async fn begin_mount(&self) -> Result<(), NoDevice> {
+        self.begin_mount_above(0).await
+    }
+
+    /// The same, with a mount epoch that is also above `seen`: one that an old copy of the superblock does not know of.
+    pub async fn begin_mount_above(&self, seen: u64) -> Result<(), NoDevice> {
         let nonce = self.platform.rng.next_u64();
+        let epoch = self.current().mount_epoch.max(seen) + 1;
+        if epoch >= MOUNT_EPOCH_END {
+            return Err(NoDevice);
+        }
         self.update(|sb| {
-            sb.mount_epoch += 1;
+            sb.mount_epoch = epoch;
             sb.mount_nonce = nonce;
             sb.clean = false;
         })

@@ -7,6 +7,7 @@ mod disks;
 mod dump;
 mod fsck;
 mod mkfs;
+mod progress;
 mod serve;
 
 use crate::os;

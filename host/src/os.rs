@@ -3,6 +3,7 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `os/disk.rs` | files and block devices as [`moraine_platform::BlockDevice`], locked against a second opener |
+//! | `os/overlay.rs` | a disk whose writes go nowhere |
 //! | `os/net.rs` | listeners, datagrams, outbound connections |
 //! | `os/stream.rs` | TCP streams with bounded buffers on both sides |
 //! | `os/log.rs` | log lines on standard error |
@@ -10,11 +11,13 @@
 mod disk;
 mod log;
 mod net;
+mod overlay;
 mod stream;
 
 pub use disk::{DiskError, FileDisk, OpenMode};
 pub use log::log_to_stderr;
 pub use net::OsNetwork;
+pub use overlay::Overlay;
 
 use moraine_platform::{Clock, Instant, LocalFuture, Offload, Platform, Rng, Spawn, Timestamp};
 use std::io;

@@ -22,6 +22,7 @@
 
 use crate::device_set::DeviceSet;
 use crate::node::VALUE_MAX;
+use crate::superblock::MOUNT_EPOCH_END;
 use crate::{FormatError, Pos, key::POS_BYTES, key::Tree};
 use alloc::vec::Vec;
 use core::fmt;
@@ -350,6 +351,7 @@ impl<'a> Entry<'a> {
             || header.last_seq > header.seq
             || header.flushed_upto >= header.seq
             || header.seq.0 >= SEQ_END
+            || header.epoch >= MOUNT_EPOCH_END
         {
             return Err(FormatError::Value);
         }

@@ -76,7 +76,7 @@ pub const BUCKET_BYTES: core::ops::RangeInclusive<u32> = 64 << 10..=16 << 20;
 /// The end of all counters: none is ever near it, and one that is was not counted.
 const COUNTER_END: u64 = 1 << 62;
 /// The end of mount epochs: node ids have room for so many.
-const MOUNT_EPOCH_END: u64 = 1 << 28;
+pub const MOUNT_EPOCH_END: u64 = 1 << 28;
 
 /// Incompatible feature: a repair began and did not end. What derives from other keys may be wrong, free space included,
 /// so nothing but a repair may write.

@@ -37,8 +37,8 @@ pub(crate) struct Parent {
 pub(crate) struct Remains {
     /// Keys of its leaves. The nodes were whole; only their place in the tree was not.
     pub(crate) keys: Vec<(Pos, Value)>,
-    /// Positions that the journal knows newer than any node on disk.
-    pub(crate) newer: Vec<Pos>,
+    /// Positions that the journal knows, with the numbers of their newest entries: nodes that are older know less.
+    pub(crate) newer: Vec<(Pos, u64)>,
 }
 
 impl Table {
@@ -67,7 +67,8 @@ impl Table {
             if node.ident.level == 0 {
                 let keys = node.keys.iter_from(min).take_while(|(pos, _)| *pos <= max);
                 remains.keys.extend(keys.map(|(pos, value)| (pos, Value::from(value))));
-                remains.newer.extend(node.changed.iter().filter(|p| min <= **p && **p <= max));
+                let changed = node.changed.iter().filter(|p| min <= **p && **p <= max);
+                remains.newer.extend(changed.map(|p| (*p, u64::MAX)));
             } else {
                 let changed = node.changed.iter().filter(|p| min <= **p && **p <= max);
                 inner.extend(changed.map(|p| (tree, node.ident.level, *p)));
@@ -83,7 +84,7 @@ impl Table {
             inner.extend(stale);
         }
         let newer = self.overlay.range((tree, 0, min)..=(tree, 0, max));
-        remains.newer.extend(newer.map(|((_, _, pos), _)| *pos));
+        remains.newer.extend(newer.map(|((_, _, pos), pending)| (*pos, pending.seq.0)));
         (remains, inner)
     }
 }

@@ -110,8 +110,20 @@ impl Engine {
     ) -> Result<Engine, RunError> {
         let began = platform.clock.now();
         let devices = &superblocks.devices().clone();
+        let current = superblocks.current();
+        let (history, rot) = match journal::read_history(devices, &current).await {
+            Err(e @ RecoverError::Rot { .. }) if mode == Mode::Checking => {
+                let left = journal::read_what_is_left(devices, &current).await.map_err(RunError::Recover)?;
+                (left, Some(alloc::format!("{e}")))
+            }
+            history => (history.map_err(RunError::Recover)?, None),
+        };
+        if history.epoch >= superblocks.current().mount_epoch {
+            // The superblock is older than the journal: what is made in this mount must not be taken for that mount's.
+            let raised = superblocks.begin_mount_above(history.epoch).await;
+            raised.map_err(|_| RunError::Fs(FsError::DeviceWrite))?;
+        }
         let superblock = &superblocks.current();
-        let history = journal::read_history(devices, superblock).await.map_err(RunError::Recover)?;
         let (journal, kept) = Journal::start(platform, devices, superblock, &history, budget.journal)
             .await
             .map_err(RunError::Recover)?;
@@ -120,6 +132,10 @@ impl Engine {
         let mut table =
             Table::new(journal.clone(), node_bytes, budget.node_keys_max, budget.node_cache_bytes, next_node);
         let mut lost_roots = Vec::new();
+        if rot.is_some() {
+            // What is gone may have told newer roots: nodes are looked for, and the newest count.
+            lost_roots.extend(Tree::ALL.iter().map(|t| (*t, FormatError::Short)));
+        }
         let items = lay_over(&mut table, &history, &mut lost_roots)?;
         if mode == Mode::Serving
             && let Some((tree, why)) = lost_roots.first()
@@ -158,7 +174,8 @@ impl Engine {
             buckets_changed: Event::new(),
             mode: Cell::new(mode),
             lost_roots: RefCell::new(lost_roots.into_iter().map(|(tree, _)| tree).collect()),
-            recovered: history.end(),
+            recovered: if rot.is_some() { journal::Seq(u64::MAX) } else { history.end() },
+            rot,
             stopped: Cell::new(None),
             closing: Cell::new(false),
             paused: Cell::new(mode != Mode::Serving),
@@ -230,6 +247,9 @@ fn lay_over(
 ) -> Result<usize, RunError> {
     for (seq, item) in history.roots() {
         let Some(tree) = Tree::from_id(item.tree) else { continue };
+        if lost.iter().any(|(t, _)| *t == tree) {
+            continue;
+        }
         let pointer = match NodePointer::parse(item.value) {
             Ok(pointer) if pointer.min == Pos::MIN && pointer.level <= LEVEL_MAX => pointer,
             Ok(_) => {
@@ -264,7 +284,8 @@ fn lay_over(
     }
     table.overlay.retain(|(tree, level, _), _| *level <= tops[*tree as usize]);
     let items = table.overlay.len();
-    for tree in Tree::ALL {
+    // What is known of a lost tree waits for what is found of it: the newer counts.
+    for tree in Tree::ALL.iter().filter(|t| lost.iter().all(|(l, _)| l != *t)) {
         table.fold_resident_root(*tree);
     }
     Ok(items)

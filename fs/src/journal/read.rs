@@ -15,6 +15,8 @@ use smallvec::SmallVec;
 
 /// Numbers skipped at a mount, so that none seen on disk is used again even if a few were not seen.
 const SEQ_GAP: u64 = 64;
+/// The same when entries are known to be gone: more than a pool can have written since it was last seen whole.
+const SEQ_GAP_AFTER_LOSS: u64 = 1 << 40;
 /// Bytes read at once where a whole bucket cannot be read.
 const SALVAGE_BYTES: usize = 4 << 10;
 
@@ -116,6 +118,8 @@ pub struct History {
     pub entries: Vec<HistoryEntry>,
     /// What was seen on the way.
     pub report: Report,
+    /// The newest mount epoch of any entry seen, history or not.
+    pub(crate) epoch: u64,
     pub(super) end: (Seq, u64),
     pub(super) next_seq: Seq,
     pub(super) rings: Vec<RingDevice>,
@@ -190,6 +194,25 @@ struct Found {
 /// Reads the journal that `superblock` describes and decides what is history. Writes nothing, but flushes all devices
 /// before the decision: what was read may lie in a volatile cache since before a crash of the program alone.
 pub async fn read_history(devices: &Devices, superblock: &Superblock) -> Result<History, RecoverError> {
+    read(devices, superblock, Rot::Refuse).await
+}
+
+/// As [`read_history`], but goes on with what can be read whole where entries that were durable are gone: for a repair.
+pub(crate) async fn read_what_is_left(
+    devices: &Devices,
+    superblock: &Superblock,
+) -> Result<History, RecoverError> {
+    read(devices, superblock, Rot::Accept).await
+}
+
+/// What to do when entries that were durable are gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rot {
+    Refuse,
+    Accept,
+}
+
+async fn read(devices: &Devices, superblock: &Superblock, rot: Rot) -> Result<History, RecoverError> {
     let tag = superblock.pool_tag();
     let mut found = Found {
         candidates: Vec::new(),
@@ -236,6 +259,14 @@ pub async fn read_history(devices: &Devices, superblock: &Superblock) -> Result<
     let chain = match choose(&found.candidates, Seq(superblock.journal_floor)) {
         Decision::Empty => Vec::new(),
         Decision::History(chain) => chain,
+        Decision::Rot { .. } if rot == Rot::Accept => {
+            // The newest whole chain, as if nobody had claimed that there was more.
+            found.candidates.iter_mut().for_each(|c| c.flushed_upto = Seq::ZERO);
+            match choose(&found.candidates, Seq::ZERO) {
+                Decision::History(chain) => chain,
+                Decision::Empty | Decision::Rot { .. } => Vec::new(),
+            }
+        }
         Decision::Rot { claimed, end } => return Err(RecoverError::Rot { claimed, end }),
     };
     let mut entries = Vec::new();
@@ -252,8 +283,11 @@ pub async fn read_history(devices: &Devices, superblock: &Superblock) -> Result<
     let end = chain.last().map_or((Seq::ZERO, 0), |i| (found.candidates[*i].seq, found.candidates[*i].hash));
     let newest = found.candidates.iter().map(|c| c.seq).max().unwrap_or(Seq::ZERO).max(end.0);
     found.report.dead = found.candidates.iter().filter(|c| c.seq > end.0).count();
-    let next_seq = Seq(newest.0 + SEQ_GAP);
-    Ok(History { entries, report: found.report, end, next_seq, rings })
+    // What is gone had numbers, too: nodes know them, and what is newer must be told from what is older.
+    let gap = if rot == Rot::Accept { SEQ_GAP_AFTER_LOSS } else { SEQ_GAP };
+    let next_seq = Seq(newest.0.max(superblock.journal_floor) + gap);
+    let epoch = found.candidates.iter().map(|c| c.epoch).max().unwrap_or(0);
+    Ok(History { entries, report: found.report, epoch, end, next_seq, rings })
 }
 
 /// Reads a bucket, around what cannot be read.

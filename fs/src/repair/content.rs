@@ -341,7 +341,7 @@ async fn gaps(check: &mut Check<'_>, file: &File, size: u64) -> FsResult<()> {
         .collect();
     let end = size.next_multiple_of(BLOCK);
     let (mut from, mut holes) = (0, Vec::new());
-    for covered in file.covered.iter().cloned().chain([end..end]) {
+    for covered in file.covered.iter().cloned().chain(core::iter::once(end..end)) {
         holes.extend((from < covered.start).then(|| from..covered.start.min(end)));
         from = from.max(covered.end);
     }

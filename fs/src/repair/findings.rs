@@ -124,3 +124,21 @@ impl fmt::Display for Finding {
         if self.repaired { f.write_str(" (repaired)") } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::format;
+
+    #[test]
+    fn every_kind_is_in_the_manual() {
+        let manual = include_str!("../../../docs/fsck.md");
+        for kind in FindingKind::ALL {
+            let severity = format!("{:?}", kind.severity()).to_lowercase();
+            let row = format!("| {} | {} | {severity} |", *kind as u16, kind.text());
+            assert!(manual.lines().any(|line| line == row), "{row}");
+        }
+        let rows = manual.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| id"));
+        assert_eq!(rows.count(), FindingKind::ALL.len());
+    }
+}

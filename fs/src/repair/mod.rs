@@ -195,6 +195,9 @@ impl Check<'_> {
             self.found(FindingKind::RepairUnfinished, "what derives from other keys may be wrong".into());
             self.begin_mending().await?;
         }
+        if let Some(why) = self.engine.inner.rot.clone() {
+            self.found(FindingKind::JournalDamaged, why);
+        }
         self.pass("topology");
         topology::check(self).await?;
         self.whole = true;

@@ -144,6 +144,17 @@ async fn leads_somewhere(
 ) -> FsResult<bool> {
     let inode = match check.get(Tree::Inodes, pos(0, number)).await? {
         Found::Unknown => return Ok(true),
+        Found::Missing if kind == InodeKind::Dir && is_number(number) && has_names(check, number).await? => {
+            // A directory whose record is lost: its names are there, so it stays where it is.
+            check.found(FindingKind::DirectoryMissing, String::from(text));
+            if check.repairs() {
+                let (parent, offset) = (at.inode, at.offset);
+                let under = |i: &mut Inode| (i.parent, i.parent_offset) = (parent, offset);
+                check.make_inode(number, kind, under).await?;
+                super::inodes::raise_cursor(check, number).await?;
+            }
+            return Ok(true);
+        }
         Found::Missing => {
             check.found(FindingKind::InodeMissing, String::from(text));
             return Ok(false);
@@ -185,6 +196,18 @@ async fn leads_somewhere(
         check.set(Tree::Dirents, at, Some(Dirent::Entry { target, name }.to_value())).await?;
     }
     Ok(true)
+}
+
+/// Whether there are names in a directory, whatever is known of it.
+async fn has_names(check: &mut Check<'_>, number: u64) -> FsResult<bool> {
+    let range = Pos::new(number, 0, 0)..=Pos::new(number, u64::MAX, u32::MAX);
+    let mut keys = Keys::within(Tree::Dirents, 0, range);
+    while let Some((_, value)) = keys.next(check).await? {
+        if matches!(Dirent::parse(&value), Ok(Dirent::Entry { .. })) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Takes a name away so that others are still found.

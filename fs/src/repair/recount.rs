@@ -491,7 +491,7 @@ impl Recount<'_, '_> {
             while let Some((at, _)) = keys.next(self.check).await? {
                 let (device, bucket) = need_discard_bucket(at);
                 let there = self.check.engine.inner.geometry.get(device as usize);
-                if !there.is_some_and(|g| bucket < g.buckets) {
+                if there.is_none_or(|g| bucket >= g.buckets) {
                     self.found(kind, || format!("{} {at}: no such bucket is there", tree.name()));
                     changes.push(((tree, at), None));
                 }

@@ -11,7 +11,7 @@ use super::Check;
 use super::mend::Changes;
 use crate::tx::Value;
 use crate::vfs::{FsError, FsResult};
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::vec::Vec;
 use moraine_format::node::{NODE_BLOCK, NodeIdent, RUN_MAGIC, Run};
@@ -40,15 +40,15 @@ pub(super) async fn restore(check: &mut Check<'_>) -> FsResult<()> {
     let lost = core::mem::take(&mut check.lost);
     let remains = core::mem::take(&mut check.remains);
     check.restored = lost.clone();
-    let mut newer: BTreeSet<(Tree, Pos)> = BTreeSet::new();
+    let mut newer: BTreeMap<(Tree, Pos), u64> = BTreeMap::new();
     let mut keys: BTreeMap<(Tree, Pos), Value> = BTreeMap::new();
     for (tree, remains) in remains {
-        newer.extend(remains.newer.iter().map(|at| (tree, *at)));
+        newer.extend(remains.newer.iter().map(|(at, seq)| ((tree, *at), *seq)));
         keys.extend(remains.keys.into_iter().map(|(at, value)| ((tree, at), value)));
     }
     let keys: Changes =
         keys.into_iter().filter(|((tree, _), _)| !is_derived(*tree)).map(|(k, v)| (k, Some(v))).collect();
-    newer.extend(keys.iter().map(|(at, _)| *at));
+    newer.extend(keys.iter().map(|(at, _)| (*at, u64::MAX)));
     check.change(&keys).await?;
     let mut wanted: BTreeMap<Tree, Ranges> = BTreeMap::new();
     for (tree, min, max) in lost.into_iter().filter(|(tree, ..)| !is_derived(*tree)) {
@@ -92,9 +92,10 @@ async fn put_back(
     tree: Tree,
     leaf: &Leaf,
     ranges: &Ranges,
-    newer: &BTreeSet<(Tree, Pos)>,
+    newer: &BTreeMap<(Tree, Pos), u64>,
 ) -> FsResult<()> {
-    let wanted = |at: &Pos| ranges.iter().any(|r| r.0 <= *at && *at <= r.1) && !newer.contains(&(tree, *at));
+    let inside = |at: &Pos| ranges.iter().any(|r| r.0 <= *at && *at <= r.1);
+    let outdated = |at: &Pos| newer.get(&(tree, *at)).is_some_and(|seq| *seq > leaf.seq);
     if !ranges.iter().any(|r| r.0 <= leaf.max && leaf.min <= r.1) {
         return Ok(());
     }
@@ -103,9 +104,17 @@ async fn put_back(
     runs(&bytes, check.engine.inner.pool_tag, limit(check), |run| {
         keys.extend(run.entries().map(|(at, value)| (at, value.map(Value::from))));
     });
+    // What an older entry of the journal says of a position, and the leaf does not, was deleted since.
+    let range = (tree, leaf.min)..=(tree, leaf.max);
+    let gone =
+        newer.range(range).filter(|((_, at), _)| !keys.contains_key(at)).map(|((_, at), _)| (*at, None));
+    let gone: Vec<(Pos, Option<Value>)> = gone.collect();
     let keys: Changes = keys
         .into_iter()
-        .filter(|(at, value)| value.is_some() && wanted(at))
+        .chain(gone)
+        .filter(|(at, value)| {
+            inside(at) && !outdated(at) && (value.is_some() || newer.contains_key(&(tree, *at)))
+        })
         .map(|(at, value)| ((tree, at), value))
         .collect();
     warn!("fs", "{} keys of tree {} are restored from an old node", keys.len(), tree.name());

@@ -43,7 +43,7 @@ async fn root(check: &mut Check<'_>, tree: Tree, nonsense: bool) -> FsResult<()>
     let inner = check.engine.inner.clone();
     let pointer = inner.state.borrow().table.root(tree).pointer.clone();
     let why = match pointer {
-        _ if nonsense => "what the journal says of it makes no sense".to_string(),
+        _ if nonsense => "the journal does not say where it is".to_string(),
         None => return Ok(()),
         Some(pointer) => match child(check, tree, &pointer, Pos::MAX).await? {
             None => return Ok(()),

@@ -1,5 +1,7 @@
 //! Telling what a disk holds that is not ours, so that nobody's data is ever taken for blank.
 
+use alloc::vec::Vec;
+
 /// Bytes looked at from each end of a device.
 pub(super) const WINDOW_BYTES: usize = 1 << 20;
 
@@ -70,6 +72,41 @@ pub(super) fn recognise(start: &[u8], end: &[u8]) -> Option<&'static str> {
         .then_some("a GPT partition table (its backup)")
 }
 
+/// Where the marks are that [`recognise`] goes by, in a device of which these are the first and the last bytes: offsets
+/// from the start (`Ok`) or back from the end (`Err`), and lengths. Without them nobody takes the device for theirs.
+pub(super) fn marks(start: &[u8], end: &[u8]) -> Vec<(Result<usize, usize>, usize)> {
+    let mut found = Vec::new();
+    let at =
+        |bytes: &[u8], offset: usize, mark: &[u8]| bytes.get(offset..).is_some_and(|b| b.starts_with(mark));
+    for (_, offset, mark) in SIGNATURES {
+        if at(start, *offset, mark) {
+            found.push((Ok(*offset), mark.len()));
+        }
+    }
+    // Two of the four labels of ZFS are at the end.
+    for offset in UBERBLOCKS.step_by(1 << 10) {
+        for magic in &UBERBLOCK_MAGICS {
+            for label in [0, 256 << 10] {
+                if at(start, label + offset, magic) {
+                    found.push((Ok(label + offset), magic.len()));
+                }
+                let back = (512 << 10) - label - offset;
+                if end.len() >= back && at(end, end.len() - back, magic) {
+                    found.push((Err(back), magic.len()));
+                }
+            }
+        }
+    }
+    let raid = (4 << 10..=128 << 10).step_by(4 << 10).map(|back| (back, RAID_MAGIC));
+    let table = [512, 4096].map(|back| (back, &b"EFI PART"[..]));
+    for (back, mark) in raid.chain(table) {
+        if end.len() >= back && at(end, end.len() - back, mark) {
+            found.push((Err(back), mark.len()));
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +120,10 @@ mod tests {
             let mut start = blank.clone();
             start[*offset..offset + bytes.len()].copy_from_slice(bytes);
             assert_eq!(recognise(&start, &blank), Some(*name));
+            for (at, len) in marks(&start, &blank) {
+                start[at.unwrap()..][..len].fill(0);
+            }
+            assert_eq!(recognise(&start, &blank), None, "{name} is wiped");
         }
         let mut zfs = blank.clone();
         zfs[(128 << 10) + 5 * 1024..][..8].copy_from_slice(&UBERBLOCK_MAGICS[0]);

@@ -82,7 +82,7 @@ impl fmt::Display for MakeError {
 impl core::error::Error for MakeError {}
 
 /// Makes a pool of `disks`, whatever they hold: the caller has asked [`probe`](super::probe()) and whoever must agree. Returns once it
-/// is durable. The first 4 KiB of each disk stay as they are.
+/// is durable. The first 4 KiB of each disk stay as they are, but for marks of other formats: these go wherever they are.
 pub async fn format(
     platform: &Platform,
     disks: &[Rc<dyn BlockDevice>],
@@ -100,6 +100,9 @@ pub async fn format(
             return Err(MakeError::ReadOnly(n));
         }
         members.push(member(id(), n, &**disk, options)?);
+    }
+    for (n, disk) in disks.iter().enumerate() {
+        super::probe::wipe(&**disk).await.map_err(|_| MakeError::Write(n))?;
     }
     let all = (0..disks.len()).map(|i| i as u8);
     let superblock = Superblock {

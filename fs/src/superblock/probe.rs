@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use moraine_format::FormatError;
 use moraine_format::superblock::{DEVICE_BYTES_MIN, SLOT_BYTES, SlotError, Superblock, slot_offsets};
-use moraine_platform::{BLOCK_SIZE, BlockDevice, Buf, IoError};
+use moraine_platform::{BLOCK_SIZE, BlockDevice, Buf, Fua, IoError};
 
 /// Blocks looked at between the ends of a device before it is called blank.
 const SAMPLES: u64 = 64;
@@ -121,6 +121,22 @@ async fn look(device: &dyn BlockDevice) -> Result<Found, IoError> {
             false => Found::Foreign("data of an unknown kind"),
         },
     })
+}
+
+/// Takes away every mark by which somebody else would know a disk as theirs. What else is on it stays.
+pub(super) async fn wipe(device: &dyn BlockDevice) -> Result<(), IoError> {
+    let unit = u64::from(device.info().logical_block);
+    let size = device.info().size / unit * unit;
+    let (start, end) = ends(device).await?;
+    for (at, len) in foreign::marks(&start, &end) {
+        let at = at.map_or_else(|back| size - back as u64, |offset| offset as u64);
+        let (first, last) = (at / unit * unit, (at + len as u64).next_multiple_of(unit));
+        let mut block = read(device, first, last - first).await?;
+        block[(at - first) as usize..][..len].fill(0);
+        let buf = Buf::copy_of(&block).map_err(|_| IoError::Device)?;
+        device.write(first, buf, Fua::No).await.result?;
+    }
+    device.flush().await
 }
 
 /// The first and the last bytes of a device.

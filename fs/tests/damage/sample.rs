@@ -333,8 +333,18 @@ async fn file(
 
 /// What all damage is put to: read, checked, repaired, checked again, read again. Returns what the repair said.
 pub fn ordeal(sample: &Sample, image: &Image, exact: Option<Exact>) -> Result<Told, String> {
+    ordeal_of(sample, image, Exact::Yes, exact)
+}
+
+/// The same, where already before a repair not all need be there.
+pub fn ordeal_of(
+    sample: &Sample,
+    image: &Image,
+    before: Exact,
+    exact: Option<Exact>,
+) -> Result<Told, String> {
     if exact.is_some() {
-        read_all(sample, image, Exact::Yes)?;
+        read_all(sample, image, before)?;
     } else {
         let _ = read_all(sample, image, Exact::AfterRepair);
     }
@@ -361,7 +371,7 @@ pub fn ordeal(sample: &Sample, image: &Image, exact: Option<Exact>) -> Result<To
         Ok(_) => {}
     }
     if let Some(exact) = exact {
-        let exact = if summary.found == 0 { Exact::Yes } else { exact };
+        let exact = if summary.found == 0 { before } else { exact };
         read_all(sample, &after, exact).map_err(|e| format!("after the repair, {e}{}", told.text()))?;
     } else {
         let _ = read_all(sample, &after, Exact::AfterRepair);

@@ -8,6 +8,7 @@ mod trees;
 
 use super::Failure;
 use super::disks::open_all;
+use super::progress::Progress;
 use crate::os::{self, OpenMode};
 use clap::Args;
 use moraine_format::{Pos, Superblock, Tree};
@@ -91,7 +92,7 @@ impl Dump {
                 }
             }
             if deep {
-                self.deep(&platform, &disks, &mut out).await?;
+                code = self.deep(&platform, &disks, &mut out).await?.unwrap_or(code);
             }
             out.out.flush()?;
             Ok(code)
@@ -104,7 +105,7 @@ impl Dump {
         platform: &Platform,
         disks: &[Rc<dyn BlockDevice>],
         out: &mut Output,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<ExitCode>, Failure> {
         let pool = Superblocks::open(platform, disks, Completeness::Degraded).await?;
         let superblock = pool.current();
         let devices: &Devices = pool.devices();
@@ -114,10 +115,20 @@ impl Dump {
         }
         let trees = Trees::new(devices, &superblock, &history);
         let (from, to) = (self.from.unwrap_or(Pos::MIN), self.to.unwrap_or(Pos::MAX));
+        let progress = Progress::beside_output();
+        progress.name("trees");
+        let total = trees.bytes().await?;
+        let mut damaged = false;
         for tree in self.tree.iter().flat_map(|trunk| &trunk.0) {
             let mut failure = None;
             let mut show = |visit: Visit<'_>| {
+                progress.at(trees.bytes_read(), total);
                 let shown = match (visit, self.nodes) {
+                    (Visit::Damaged(why), _) => {
+                        eprintln!("moraine: tree {}: {why}", tree.name());
+                        damaged = true;
+                        Ok(())
+                    }
                     (Visit::Key(pos, value), false) if from <= pos && pos <= to => {
                         key(out, *tree, pos, value)
                     }
@@ -163,7 +174,7 @@ impl Dump {
                 }
             }
         }
-        Ok(())
+        Ok(damaged.then_some(ExitCode::FAILURE))
     }
 }
 

@@ -3,20 +3,21 @@
 //! Exit codes are e2fsck's: 0 nothing wrong, 1 everything mended, 4 something left, 8 the check could not be made,
 //! 16 wrong usage.
 //!
-//! A check begins like any mount: the journal is replayed and the superblock counts one more mount. Without
-//! `--repair` nothing else is changed.
+//! Without `--repair` the disks are opened for reading and nothing at all is written to them: what mounting writes stays
+//! in memory, laid over the disks.
 
 use super::Failure;
 use super::disks::open_all;
-use crate::os::{self, OpenMode};
+use super::progress::Progress;
+use crate::os::{self, OpenMode, Overlay};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-use moraine_fs::engine::{Budget, Engine};
-use moraine_fs::repair::{Finding, Repair, Reporter, Summary, check};
+use moraine_fs::engine::Budget;
+use moraine_fs::repair::{Damage, Finding, Repair, Reporter, Summary, check_pool};
+use moraine_platform::BlockDevice;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::rc::Rc;
 
 /// Nothing was wrong.
 const CLEAN: u8 = 0;
@@ -28,8 +29,6 @@ const LEFT: u8 = 4;
 const FAILED: u8 = 8;
 /// The arguments made no sense.
 pub(super) const USAGE: u8 = 16;
-/// How often the progress bar moves.
-const TICK: Duration = Duration::from_millis(200);
 
 /// Arguments of `moraine fsck`.
 #[derive(Args, Debug)]
@@ -58,23 +57,24 @@ impl Fsck {
 
     fn check(&self) -> Result<Summary, Failure> {
         os::run(async |platform| {
-            let disks = open_all(&self.disks, OpenMode::Write)?;
-            let engine = Engine::mount(&platform, &disks, &Budget::default()).await?;
-            let mut teller = Teller::new(self.json);
-            let repair = if self.repair { Repair::Yes } else { Repair::No };
-            let result = check(&engine, repair, &mut teller).await;
-            teller.bar.finish_and_clear();
-            engine.unmount().await?;
-            Ok(result?)
+            let (mode, repair) =
+                if self.repair { (OpenMode::Write, Repair::Yes) } else { (OpenMode::Read, Repair::No) };
+            let mut disks = open_all(&self.disks, mode)?;
+            if !self.repair {
+                disks = disks.into_iter().map(|d| Rc::new(Overlay::new(d)) as Rc<dyn BlockDevice>).collect();
+            }
+            let mut teller = Teller { progress: Progress::new(), json: self.json };
+            Ok(check_pool(&platform, &disks, &Budget::default(), repair, &mut teller).await?)
         })?
     }
 
     fn conclude(&self, summary: &Summary) -> ExitCode {
-        let Summary { keys, found, repaired, bytes_verified } = *summary;
+        let Summary { keys, found, repaired, bytes_verified, lost } = *summary;
         if self.json {
             println!(
                 "{}",
-                json!({"keys": keys, "found": found, "repaired": repaired, "bytes_verified": bytes_verified})
+                json!({"keys": keys, "found": found, "repaired": repaired, "bytes_verified": bytes_verified,
+                    "lost": lost})
             );
         } else {
             println!(
@@ -92,20 +92,8 @@ impl Fsck {
 
 /// Tells findings on standard output and progress on standard error, the latter only to a person.
 struct Teller {
-    bar: ProgressBar,
+    progress: Progress,
     json: bool,
-}
-
-impl Teller {
-    fn new(json: bool) -> Teller {
-        let bar = ProgressBar::new_spinner();
-        bar.set_style(
-            ProgressStyle::with_template("{spinner} {msg}: {pos} keys, {elapsed}")
-                .expect("the template is a constant"),
-        );
-        bar.enable_steady_tick(TICK);
-        Teller { bar, json }
-    }
 }
 
 impl Reporter for Teller {
@@ -118,15 +106,25 @@ impl Reporter for Teller {
         } else {
             finding.to_string()
         };
-        self.bar.suspend(|| println!("{line}"));
+        self.progress.print(&line);
+    }
+
+    fn damage(&mut self, damage: &Damage) {
+        let line = if self.json {
+            let Damage { inode, path, start, end } = damage;
+            let path = path.escape_ascii().to_string();
+            json!({"lost": path, "inode": inode, "start": start, "end": end}).to_string()
+        } else {
+            damage.to_string()
+        };
+        self.progress.print(&line);
     }
 
     fn pass(&mut self, name: &'static str) {
-        self.bar.set_position(0);
-        self.bar.set_message(name);
+        self.progress.name(name);
     }
 
-    fn progress(&mut self, keys: u64) {
-        self.bar.set_position(keys);
+    fn progress(&mut self, done: u64, total: u64) {
+        self.progress.at(done, total);
     }
 }

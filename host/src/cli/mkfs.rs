@@ -1,6 +1,7 @@
 //! `moraine mkfs`: a new pool on disks or image files.
 
 use super::disks::open_all;
+use super::progress::Progress;
 use super::{Failure, size};
 use crate::os::{self, FileDisk, OpenMode};
 use clap::Args;
@@ -74,7 +75,10 @@ impl Mkfs {
             {
                 return Err(Failure(format!("{disk}; --force overwrites it")));
             }
+            let progress = Progress::new();
+            progress.name("making the pool");
             Pool::make(&platform, &disks, &options).await?;
+            drop(progress);
             let names: Vec<&str> = found.iter().map(|disk| disk.name.as_str()).collect();
             if self.json {
                 println!("{}", json!({"label": self.label, "disks": names}));

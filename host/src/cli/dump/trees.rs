@@ -3,10 +3,12 @@
 use super::Failure;
 use moraine_format::journal::ItemKind;
 use moraine_format::node::{NODE_BLOCK, NodePointer, Run};
+use moraine_format::space::DeviceUsage;
 use moraine_format::{Pos, Superblock, Tree};
 use moraine_fs::device::Devices;
 use moraine_fs::journal::History;
 use moraine_platform::Buf;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 /// A key's value, or the mark that it is gone.
@@ -17,6 +19,9 @@ type Keys = BTreeMap<Pos, Value>;
 pub(super) struct Trees<'a> {
     devices: &'a Devices,
     pool_tag: u64,
+    node_bytes: usize,
+    /// Bytes of nodes read.
+    read: Cell<u64>,
     roots: BTreeMap<Tree, NodePointer>,
     /// Newer than what the nodes hold.
     overlay: BTreeMap<(Tree, u8), Keys>,
@@ -35,6 +40,8 @@ pub(super) struct Node {
 pub(super) enum Visit<'a> {
     Key(Pos, &'a [u8]),
     Node(&'a Node),
+    /// A node that cannot be read, and why. What is below it is left out.
+    Damaged(&'a str),
 }
 
 /// A run of a node as it lies on disk.
@@ -69,7 +76,31 @@ impl<'a> Trees<'a> {
             };
             overlay.entry((tree, item.level)).or_default().insert(item.pos, value);
         }
-        Trees { devices, pool_tag: superblock.pool_tag(), roots, overlay }
+        let node_bytes = superblock.node_bytes as usize;
+        Trees { devices, pool_tag: superblock.pool_tag(), node_bytes, read: Cell::new(0), roots, overlay }
+    }
+
+    /// Bytes of nodes read so far.
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.read.get()
+    }
+
+    /// Bytes of all nodes, as the counters say.
+    pub(super) async fn bytes(&self) -> Result<u64, Failure> {
+        let mut bytes = 0u64;
+        let mut add = |visit: Visit<'_>| {
+            if let Visit::Key(_, value) = visit {
+                let usage = DeviceUsage::parse(value).unwrap_or_default();
+                bytes = bytes.saturating_add(usage.btree_bytes.max(0) as u64);
+            }
+        };
+        let devices = Pos::new(DeviceUsage::pos(0).inode, 0, 0);
+        let mut of_devices = |visit: Visit<'_>| match visit {
+            Visit::Key(pos, _) if pos.inode != devices.inode => {}
+            visit => add(visit),
+        };
+        self.walk(Tree::Accounting, &mut of_devices).await?;
+        Ok(bytes)
     }
 
     /// Walks a tree in order, parents before children.
@@ -84,8 +115,12 @@ impl<'a> Trees<'a> {
         let mut ahead = vec![(root.clone(), Pos::MAX)];
         while let Some((pointer, max)) = ahead.pop() {
             let mut found = Keys::new();
-            for run in self.runs(&pointer).await? {
-                found.extend(run.entries);
+            match self.runs(&pointer).await {
+                Ok(runs) => runs.into_iter().for_each(|run| found.extend(run.entries)),
+                Err(Failure(why)) => {
+                    visit(Visit::Damaged(&why));
+                    continue;
+                }
             }
             let (level, min) = (pointer.level, pointer.min);
             let keys = self.overlaid(tree, level, found, min, max);
@@ -97,13 +132,11 @@ impl<'a> Trees<'a> {
             }
             for (pos, value) in keys.iter().rev() {
                 let Some(value) = value else { continue };
-                let child = NodePointer::parse(value)
-                    .map_err(|e| Failure(format!("tree {}: pointer at {pos}: {e}", tree.name())))?;
-                if child.level + 1 != level {
-                    let name = tree.name();
-                    return Err(Failure(format!("tree {name}: pointer at {pos} leads to the wrong level")));
+                match NodePointer::parse(value) {
+                    Ok(child) if child.level.checked_add(1) == Some(level) => ahead.push((child, *pos)),
+                    Ok(_) => visit(Visit::Damaged(&format!("the pointer at {pos} leads to the wrong level"))),
+                    Err(e) => visit(Visit::Damaged(&format!("the pointer at {pos}: {e}"))),
                 }
-                ahead.push((child, *pos));
             }
         }
         Ok(())
@@ -139,6 +172,10 @@ impl<'a> Trees<'a> {
     /// Reads the runs that a pointer counts, from the first copy that is whole.
     async fn runs(&self, pointer: &NodePointer) -> Result<Vec<RunText>, Failure> {
         let mut why = String::from("it has no copy");
+        if pointer.blocks_written as usize * NODE_BLOCK > self.node_bytes {
+            return Err(Failure(format!("node {} would be longer than a node", pointer.node)));
+        }
+        self.read.set(self.read.get() + self.node_bytes as u64);
         for place in &pointer.places {
             let bytes = pointer.blocks_written as usize * NODE_BLOCK;
             let buf = Buf::zeroed(bytes).map_err(|_| Failure("out of memory".to_owned()))?;
