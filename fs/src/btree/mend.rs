@@ -241,10 +241,8 @@ pub(crate) async fn edit_pointer(
         Ok(Some((proposal, pointer)))
     };
     let around = |state: &mut State, step: Step, _, pointer: &NodePointer| {
-        if step == Step::After
-            && let Some(node) = state.table.node_mut(pointer.node)
-        {
-            node.pointer = Some(pointer.clone());
+        if step == Step::After {
+            state.table.update(pointer.node, |node| node.pointer = Some(pointer.clone()));
         }
     };
     engine.commit(JournalClass::Interior, propose, around).await?;
