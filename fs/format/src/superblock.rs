@@ -662,7 +662,7 @@ mod tests {
             handle_key: [3; 16],
             appliance: [4; 16],
             dirty_bytes_max: 12 << 20,
-            node_bytes: 128 << 10,
+            node_bytes: 64 << 10,
             block_bytes: 4096,
             compat: 0,
             ro_compat: 0,
@@ -731,7 +731,7 @@ mod tests {
             |s| s.members[0].first_bucket = 2,
             |s| s.members[0].bucket_count = u64::MAX,
             |s| s.members[1].journal[0].count = u64::MAX,
-            |s| s.node_bytes = 1 << 20,
+            |s| s.node_bytes = 128 << 10,
             |s| s.journal_set.insert(2),
             |s| s.journal_replicas = 0,
         ];
