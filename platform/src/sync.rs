@@ -99,9 +99,15 @@ pub struct Semaphore {
     all: u64,
     least_free: Cell<u64>,
     waited: Cell<u64>,
-    queue: RefCell<VecDeque<(u64, u64)>>,
+    queue: RefCell<VecDeque<Waiting>>,
     next: Cell<u64>,
-    changed: Event,
+}
+
+/// Somebody who waits for `count` units.
+struct Waiting {
+    turn: u64,
+    count: u64,
+    waker: Option<Waker>,
 }
 
 /// Units held of a [`Semaphore`]; given back when dropped.
@@ -120,7 +126,6 @@ impl Semaphore {
             waited: Cell::new(0),
             queue: RefCell::default(),
             next: Cell::new(0),
-            changed: Event::new(),
         })
     }
 
@@ -154,17 +159,35 @@ impl Semaphore {
         self.waited.set(self.waited.get() + 1);
         let turn = self.next.get();
         self.next.set(turn + 1);
-        self.queue.borrow_mut().push_back((turn, count));
+        self.queue.borrow_mut().push_back(Waiting { turn, count, waker: None });
         let guard = Turn { owner: self, turn };
-        let permit = self
-            .changed
-            .until(|| {
-                let first = self.queue.borrow().front().is_some_and(|(t, _)| *t == turn);
-                (first && self.free.get() >= count).then(|| self.grant(count))
-            })
-            .await;
+        let permit = poll_fn(|cx| {
+            let mut queue = self.queue.borrow_mut();
+            if queue.front().is_some_and(|first| first.turn == turn) && self.free.get() >= count {
+                return Poll::Ready(self.grant(count));
+            }
+            let own = queue.iter_mut().find(|waiting| waiting.turn == turn);
+            let own = own.expect("it is in the queue until its guard is gone");
+            if !own.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                own.waker = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
         drop(guard);
         permit
+    }
+
+    /// Wakes the first in the queue if there is enough for it. Nobody else: however many wait, what comes back costs one
+    /// poll.
+    fn wake_first(&self) {
+        let mut queue = self.queue.borrow_mut();
+        let first = queue.front_mut().filter(|first| first.count <= self.free.get());
+        let waker = first.and_then(|first| first.waker.take());
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     fn grant(self: &Rc<Self>, count: u64) -> Permit {
@@ -182,8 +205,8 @@ struct Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.owner.queue.borrow_mut().retain(|(t, _)| *t != self.turn);
-        self.owner.changed.notify();
+        self.owner.queue.borrow_mut().retain(|waiting| waiting.turn != self.turn);
+        self.owner.wake_first();
     }
 }
 
@@ -204,7 +227,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.owner.free.set(self.owner.free.get() + self.count);
-        self.owner.changed.notify();
+        self.owner.wake_first();
     }
 }
 
@@ -252,5 +275,39 @@ mod tests {
         assert!(poll(&mut abandoned).is_pending());
         drop(abandoned);
         assert!(pool.try_take(10).is_some());
+    }
+
+    #[test]
+    fn what_comes_back_wakes_the_first_who_waits_and_nobody_else() {
+        use alloc::sync::Arc;
+        use core::sync::atomic::{AtomicUsize, Ordering};
+        struct Count(AtomicUsize);
+        impl alloc::task::Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let woken = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        let pool = Semaphore::new(2);
+        let mut held = pool.try_take(2).unwrap();
+        let mut crowd: Vec<_> = (0..100).map(|_| Box::pin(pool.take(1))).collect();
+        assert!(crowd.iter_mut().all(|one| one.as_mut().poll(&mut cx).is_pending()));
+        drop(held.split(1));
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        drop(held);
+        assert_eq!(
+            woken.0.load(Ordering::Relaxed),
+            1,
+            "it is awake already, and passes on what it does not take"
+        );
+        let Poll::Ready(first) = crowd[0].as_mut().poll(&mut cx) else { panic!("one unit is free") };
+        assert_eq!(woken.0.load(Ordering::Relaxed), 2, "the next");
+        // The next gives up: the one behind it is woken instead.
+        drop(crowd.remove(1));
+        assert_eq!(woken.0.load(Ordering::Relaxed), 3);
+        drop(first);
+        assert!(crowd[1].as_mut().poll(&mut cx).is_ready());
     }
 }
