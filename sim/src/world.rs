@@ -256,6 +256,11 @@ impl World {
         switch.get_or_insert_with(|| Switch::new(&self.inner)).clone()
     }
 
+    /// Polls of tasks so far: what the world cost, whatever the machine.
+    pub fn polls(&self) -> u64 {
+        self.inner.polls.get()
+    }
+
     /// The log of device commands.
     pub fn trace(&self) -> &Trace {
         &self.inner.trace
