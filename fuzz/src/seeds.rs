@@ -75,7 +75,7 @@ fn superblocks() -> Vec<Vec<u8>> {
         handle_key: [3; 16],
         appliance: [4; 16],
         dirty_bytes_max: 12 << 20,
-        node_bytes: 128 << 10,
+        node_bytes: 64 << 10,
         block_bytes: 4096,
         compat: 0,
         ro_compat: 0,
