@@ -10,6 +10,8 @@ use moraine_boot::map::PAGE;
 
 /// Orders of blocks: the largest is 2^(ORDERS-1) pages = 128 MiB.
 const ORDERS: usize = 16;
+/// Order of the smallest block that counts as large: 256 KiB.
+const LARGE: usize = 6;
 /// In [`Pages::heads`]: the page does not head a free block. Any other value is its order.
 const NO_HEAD: u8 = 0xff;
 
@@ -29,6 +31,8 @@ pub struct Pages {
     free: usize,
     total: usize,
     least_free: usize,
+    /// Free pages in large blocks.
+    large: usize,
 }
 
 // SAFETY: the pointers lead only into memory that this value owns; it moves between cores behind a lock.
@@ -37,7 +41,15 @@ unsafe impl Send for Pages {}
 impl Pages {
     /// An allocator without memory.
     pub const fn empty() -> Pages {
-        Pages { base: 0, heads: &mut [], lists: [ptr::null_mut(); ORDERS], free: 0, total: 0, least_free: 0 }
+        Pages {
+            base: 0,
+            heads: &mut [],
+            lists: [ptr::null_mut(); ORDERS],
+            free: 0,
+            total: 0,
+            least_free: 0,
+            large: 0,
+        }
     }
 
     /// Bytes of bookkeeping that memory within `span` needs.
@@ -87,6 +99,17 @@ impl Pages {
         unsafe { self.give_back(index + count, index + (1 << from)) };
         self.least_free = self.least_free.min(self.free);
         taken
+    }
+
+    /// As [`Pages::alloc`], for whoever can do without: null if less than an eighth of all memory would be left in large
+    /// blocks. Else many such users, each of a few pages, would leave no large block to those who cannot.
+    pub fn alloc_if_plenty(&mut self, count: usize, align: usize) -> *mut u8 {
+        let order = count.max(align).next_power_of_two().trailing_zeros() as usize;
+        let breaks_large = (order..LARGE).all(|o| self.lists[o].is_null());
+        if breaks_large && self.large < self.total / 8 + count.next_multiple_of(1 << LARGE) {
+            return ptr::null_mut();
+        }
+        self.alloc(count, align)
     }
 
     /// Gives `count` pages back.
@@ -141,6 +164,7 @@ impl Pages {
         }
         self.lists[order] = link;
         self.heads[index] = order as u8;
+        self.large += if order >= LARGE { 1 << order } else { 0 };
     }
 
     /// Takes a block off its list.
@@ -162,6 +186,7 @@ impl Pages {
             }
         }
         self.heads[index] = NO_HEAD;
+        self.large -= if order >= LARGE { 1 << order } else { 0 };
     }
 
     fn index(&self, block: *mut u8) -> usize {

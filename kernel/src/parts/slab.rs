@@ -101,7 +101,12 @@ impl Heap {
             Some(class) => self.alloc_cell(class),
             None => {
                 let (count, align) = page_need(layout);
-                self.pages.alloc(count, align)
+                // Block buffers: their users try again. Anything else that cannot be had is a panic.
+                if layout.align() >= PAGE as usize {
+                    self.pages.alloc_if_plenty(count, align)
+                } else {
+                    self.pages.alloc(count, align)
+                }
             }
         }
     }
@@ -300,6 +305,24 @@ mod tests {
         let used = heap.usage();
         assert_eq!(used.free + used.slabs, used.total);
         assert!(used.slabs <= CLASSES.len() * SLAB_BYTES, "only one empty slab a class stays");
+    }
+
+    #[test]
+    fn block_buffers_leave_large_blocks_to_those_who_cannot_do_without() {
+        let mut heap = heap(4096);
+        let buffer = Layout::from_size_align(3 * PAGE as usize, PAGE as usize).unwrap();
+        let held: Vec<*mut u8> =
+            core::iter::from_fn(|| Some(heap.alloc(buffer)).filter(|at| !at.is_null())).collect();
+        // A buffer of three pages leaves the fourth of its block.
+        assert!(held.len() > 4096 / 5, "most of the memory: {}", held.len());
+        // Every second one goes: much is free, in pieces of three pages.
+        for at in held.into_iter().step_by(2) {
+            // SAFETY: allocated above, and freed once.
+            unsafe { heap.free(at, buffer) };
+        }
+        let large = Layout::from_size_align(134_352, 8).unwrap();
+        let count = core::iter::from_fn(|| Some(heap.alloc(large)).filter(|at| !at.is_null())).count();
+        assert!(count >= 4096 / 8 / 64, "an eighth of all in large blocks: {count}");
     }
 
     #[test]
