@@ -1,4 +1,4 @@
-//! `moraine-bench`: the engine and the filesystem beside others, natively, on the same work in the same run.
+//! `moraine-bench`: the engine beside other stores of keys, natively, on the same work in the same run.
 //!
 //! | file | what it measures |
 //! |---|---|
