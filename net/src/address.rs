@@ -1,19 +1,19 @@
 //! Which addresses and routes the interface has: given by hand, leased by DHCP, or formed from router adverts.
 
+use crate::announce::{Announcer, send_ndisc};
 use crate::config::{Addressing, Config};
 use crate::hub::smoltcp_time;
 use crate::slaac::{Advert, Slaac, Todo};
 use alloc::vec::Vec;
 use core::net::IpAddr;
 use core::time::Duration;
-use moraine_platform::{Instant, NicDevice, TxMeta, info, warn};
+use moraine_platform::{Instant, NicDevice, info, warn};
 use smoltcp::iface::{Interface, Route, SocketHandle, SocketSet};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::dhcpv4;
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, IPV6_LINK_LOCAL_ALL_ROUTERS,
-    Icmpv6Packet, Icmpv6Repr, IpAddress, IpCidr, IpProtocol, Ipv4Cidr, Ipv6Address, Ipv6Cidr, Ipv6Packet,
-    Ipv6Repr, NdiscRepr,
+    EthernetAddress, EthernetFrame, HardwareAddress, IPV6_LINK_LOCAL_ALL_ROUTERS, Icmpv6Packet, Icmpv6Repr,
+    IpAddress, IpCidr, IpProtocol, Ipv4Cidr, Ipv6Address, Ipv6Cidr, Ipv6Packet, NdiscRepr,
 };
 
 /// The sources of addresses and what they gave.
@@ -23,6 +23,7 @@ pub(crate) struct Addresses {
     dhcp: Option<SocketHandle>,
     lease: Option<(Ipv4Cidr, Option<IpAddress>)>,
     slaac: Option<Slaac>,
+    announcer: Announcer,
 }
 
 impl Addresses {
@@ -52,8 +53,9 @@ impl Addresses {
                     .map(|a| (IpCidr::new(a.address.into(), a.prefix), a.gateway.map(IpAddress::from))),
             ),
         }
-        let mut addresses = Addresses { mac, fixed, dhcp, lease: None, slaac };
-        addresses.apply(iface);
+        let announcer = Announcer::default();
+        let mut addresses = Addresses { mac, fixed, dhcp, lease: None, slaac, announcer };
+        addresses.apply(iface, now);
         addresses
     }
 
@@ -92,14 +94,16 @@ impl Addresses {
             }
         }
         if changed {
-            self.apply(iface);
+            self.apply(iface, now);
         }
+        self.announcer.poll(self.mac, nic, now);
         changed
     }
 
     /// When [`Addresses::poll`] is due by its own clock.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.slaac.as_ref().and_then(Slaac::due)
+        let slaac = self.slaac.as_ref().and_then(Slaac::due);
+        slaac.into_iter().chain(self.announcer.due()).min()
     }
 
     /// The link came up: whatever was learned may be wrong.
@@ -110,6 +114,7 @@ impl Addresses {
         if let Some(slaac) = &mut self.slaac {
             slaac.restart(now);
         }
+        self.announcer.restart(now);
     }
 
     /// Takes a frame that holds a router advertisement; whether anything changed.
@@ -120,13 +125,13 @@ impl Addresses {
             for address in slaac.addresses() {
                 info!("net", "address {address} by router advertisement");
             }
-            self.apply(iface);
+            self.apply(iface, now);
         }
         changed
     }
 
-    /// Makes the interface have exactly these addresses and routes.
-    fn apply(&mut self, iface: &mut Interface) {
+    /// Makes the interface have exactly these addresses and routes, and the new ones known to neighbours.
+    fn apply(&mut self, iface: &mut Interface, now: Instant) {
         let lease = self.lease.map(|(address, router)| (IpCidr::Ipv4(address), router));
         let formed = self.slaac.iter().flat_map(|slaac| {
             let router = slaac.router().map(IpAddress::Ipv6);
@@ -140,6 +145,7 @@ impl Addresses {
                 let _ = addresses.push(*address);
             }
         });
+        self.announcer.follow(all.iter().map(|(address, _)| address.address()), now);
         iface.routes_mut().update(|routes| {
             routes.clear();
             for router in all.iter().filter_map(|(_, router)| *router) {
@@ -160,30 +166,10 @@ impl Addresses {
             IpCidr::Ipv6(own) => Some(own.address()),
             IpCidr::Ipv4(_) => None,
         });
-        let Some(src_addr) = own else { return };
-        let dst_addr = IPV6_LINK_LOCAL_ALL_ROUTERS;
+        let Some(own) = own else { return };
         let lladdr = Some(HardwareAddress::Ethernet(self.mac).into());
         let message = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit { lladdr });
-        let ip = Ipv6Repr {
-            src_addr,
-            dst_addr,
-            next_header: IpProtocol::Icmpv6,
-            payload_len: message.buffer_len(),
-            hop_limit: 255,
-        };
-        let len = EthernetFrame::<&[u8]>::buffer_len(ip.buffer_len() + message.buffer_len());
-        nic.transmit(len, &mut |buffer| {
-            let mut frame = EthernetFrame::new_unchecked(buffer);
-            frame.set_src_addr(self.mac);
-            // RFC 2464 §7: all routers, ff02::2.
-            frame.set_dst_addr(EthernetAddress([0x33, 0x33, 0, 0, 0, 2]));
-            frame.set_ethertype(EthernetProtocol::Ipv6);
-            let mut packet = Ipv6Packet::new_unchecked(frame.payload_mut());
-            ip.emit(&mut packet);
-            let mut icmp = Icmpv6Packet::new_unchecked(packet.payload_mut());
-            message.emit(&src_addr, &dst_addr, &mut icmp, &ChecksumCapabilities::default());
-            TxMeta::default()
-        });
+        send_ndisc(&message, own, IPV6_LINK_LOCAL_ALL_ROUTERS, self.mac, nic);
     }
 }
 

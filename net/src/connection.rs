@@ -6,6 +6,7 @@ use core::time::Duration;
 use moraine_platform::Instant;
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{self, CongestionControl, State};
+use smoltcp::wire::TcpSeqNumber;
 
 /// Idle time after which the peer is asked whether it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
@@ -34,6 +35,8 @@ pub(crate) struct Connection {
     pub(crate) queued: bool,
     /// The earliest timer set for it.
     pub(crate) timer: Option<Instant>,
+    /// What the peer acknowledged last, as it says.
+    pub(crate) acknowledged: TcpSeqNumber,
     /// Bytes ever given to the socket to send.
     pub(crate) given: u64,
     /// How many of them the peer had acknowledged when that last changed, and when.
@@ -102,6 +105,7 @@ impl Connection {
             phase,
             queued: false,
             timer: None,
+            acknowledged: TcpSeqNumber::default(),
             given: 0,
             progress: (0, now),
         })
@@ -110,6 +114,11 @@ impl Connection {
     /// Its socket.
     pub(crate) fn socket(&mut self) -> &mut tcp::Socket<'static> {
         self.set.get_mut(self.handle)
+    }
+
+    /// Whether both ends know of it, so that a SYN says that the peer has forgotten it.
+    pub(crate) fn is_synchronized(&mut self) -> bool {
+        !matches!(self.socket().state(), State::Closed | State::Listen | State::SynSent | State::SynReceived)
     }
 
     /// Whether nobody would miss it if its place were needed.

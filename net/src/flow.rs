@@ -1,11 +1,12 @@
 //! What a received frame is about, read from its headers before the stack sees it, so that it goes straight to the
 //! one connection it belongs to. Anything odd is [`Flow::Other`]: the stack proper decides what to do with it.
 
+use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 use moraine_platform::RxChecksum;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, EthernetFrame, EthernetProtocol, Icmpv6Message, Icmpv6Packet, IpAddress,
-    IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket,
+    IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber, UdpPacket,
 };
 
 /// Bytes of an Ethernet header.
@@ -40,8 +41,8 @@ pub(crate) enum Flow {
 pub(crate) enum Opening {
     /// SYN without ACK or RST.
     Yes,
-    /// Anything else.
-    No,
+    /// Anything else, with what it acknowledges.
+    No(Option<TcpSeqNumber>),
 }
 
 /// Reads `frame`. If `verify` and nobody vouched for it (`checksum`), a TCP or UDP checksum is verified here.
@@ -80,7 +81,8 @@ fn transport(protocol: IpProtocol, (src, dst): (IpAddress, IpAddress), payload: 
             }
             let opens = tcp.syn() && !tcp.ack() && !tcp.rst() && !tcp.fin();
             let tuple = Tuple { local: end(dst, tcp.dst_port()), remote: end(src, tcp.src_port()) };
-            Flow::Tcp(tuple, if opens { Opening::Yes } else { Opening::No })
+            let acknowledges = tcp.ack().then(|| tcp.ack_number());
+            Flow::Tcp(tuple, if opens { Opening::Yes } else { Opening::No(acknowledges) })
         }
         IpProtocol::Udp => {
             let Ok(udp) = UdpPacket::new_checked(payload) else { return Flow::Other };
@@ -96,6 +98,37 @@ fn transport(protocol: IpProtocol, (src, dst): (IpAddress, IpAddress), payload: 
         },
         _ => Flow::Other,
     }
+}
+
+/// Further than any socket's buffer reaches, and less than half of all sequence numbers.
+const NEVER_SENT: usize = 1 << 30;
+
+/// The SYN in `frame`, for a connection that we still hold, as a segment to which smoltcp answers as it should to the SYN:
+/// with a challenge ACK (RFC 5961 §4, at most one a second), which has a peer that was rebooted reset the connection. SYNs
+/// themselves are dropped by smoltcp 0.14. The segment acknowledges what was never sent, so it changes nothing else;
+/// `acknowledged` is what the peer acknowledged last.
+pub(crate) fn syn_to_challenge(frame: &[u8], acknowledged: TcpSeqNumber) -> Option<Vec<u8>> {
+    let start = tcp_headers(frame)?.start;
+    let mut segment = frame.to_vec();
+    let mut tcp = TcpPacket::new_unchecked(&mut segment[start..]);
+    tcp.set_syn(false);
+    tcp.set_ack(true);
+    tcp.set_ack_number(acknowledged + NEVER_SENT);
+    fill_tcp_checksum(&mut segment, start);
+    Some(segment)
+}
+
+/// Fills in the checksum of the TCP segment that starts at `start` of `frame`.
+pub(crate) fn fill_tcp_checksum(frame: &mut [u8], start: usize) {
+    let (ip, segment) = frame[ETHERNET_HEADER..].split_at_mut(start - ETHERNET_HEADER);
+    let (src, dst): (IpAddress, IpAddress) = if ip[0] >> 4 == 6 {
+        let ip = Ipv6Packet::new_unchecked(&*ip);
+        (ip.src_addr().into(), ip.dst_addr().into())
+    } else {
+        let ip = Ipv4Packet::new_unchecked(&*ip);
+        (ip.src_addr().into(), ip.dst_addr().into())
+    };
+    TcpPacket::new_unchecked(segment).fill_checksum(&src, &dst);
 }
 
 /// Where the transport header of a finished TCP frame starts and ends, and the sum of its pseudo header; `None` if

@@ -8,7 +8,7 @@ use crate::admission::{Budget, Class, HANDSHAKE_MAX, PORTS_MAX, Port};
 use crate::config::Config;
 use crate::connection::{ConnId, Connection, Phase, PortId, Verdict};
 use crate::device::{Card, capabilities};
-use crate::flow::{Flow, Opening, Tuple, flow};
+use crate::flow::{Flow, Opening, Tuple, flow, syn_to_challenge};
 use alloc::collections::{BinaryHeap, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -19,7 +19,7 @@ use moraine_platform::memory::Usage;
 use moraine_platform::{Instant, NetError, NicDevice, RxMeta};
 use smoltcp::iface::{Interface, PollResult, SocketSet};
 use smoltcp::phy::DeviceCapabilities;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpEndpoint, IpListenEndpoint};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpEndpoint, IpListenEndpoint, TcpSeqNumber};
 
 /// Frames taken in before the protocols get their turn.
 const RECEIVE_BATCH: usize = 64;
@@ -39,6 +39,8 @@ pub struct Counters {
     pub accepted: u64,
     /// SYNs dropped for want of places or memory.
     pub syn_dropped: u64,
+    /// SYNs for connections that are still held, answered with a challenge.
+    pub challenged: u64,
     /// Handshakes that were not completed.
     pub handshakes_failed: u64,
     /// Closed connections whose waiting time was cut short because their place was needed.
@@ -144,6 +146,12 @@ impl Hub {
                     self.take_for(id, nic, frame, now);
                     self.wake(id);
                 }
+                Recipient::Challenge(id, acknowledged) => {
+                    self.counters.challenged += 1;
+                    if let Some(segment) = syn_to_challenge(frame, acknowledged) {
+                        self.take_for(id, nic, &segment, now);
+                    }
+                }
                 Recipient::Nobody => self.take_base(nic, frame, now),
                 Recipient::Drop => self.counters.syn_dropped += 1,
             },
@@ -188,14 +196,21 @@ impl Hub {
     /// Whose segment it is; a SYN for a listening port makes a connection.
     fn connection_for(&mut self, tuple: Tuple, opening: Opening, now: Instant) -> Recipient {
         if let Some(&id) = self.by_tuple.get(&tuple) {
-            let expendable = self.connections[id].as_mut().is_some_and(Connection::is_expendable);
-            if opening == Opening::No || !expendable {
-                return Recipient::Connection(id);
+            let Some(connection) = &mut self.connections[id] else { return Recipient::Nobody };
+            match opening {
+                Opening::No(acknowledges) => {
+                    connection.acknowledged = acknowledges.unwrap_or(connection.acknowledged);
+                    return Recipient::Connection(id);
+                }
+                // The peer uses its port again before we forgot the last connection from it.
+                Opening::Yes if connection.is_expendable() => self.remove(id),
+                Opening::Yes if connection.is_synchronized() => {
+                    return Recipient::Challenge(id, connection.acknowledged);
+                }
+                Opening::Yes => return Recipient::Connection(id),
             }
-            // The peer uses its port again before we forgot the last connection from it.
-            self.remove(id);
         }
-        if opening == Opening::No || !self.iface.has_ip_addr(tuple.local.ip()) {
+        if opening != Opening::Yes || !self.iface.has_ip_addr(tuple.local.ip()) {
             return Recipient::Nobody;
         }
         let hears = |port: &Option<Port>| port.as_ref().is_some_and(|port| port.hears(tuple.local));
@@ -516,6 +531,8 @@ impl Hub {
 /// Who gets a segment.
 enum Recipient {
     Connection(ConnId),
+    /// A connection that the peer seems to have forgotten, having acknowledged this much: it is to say so.
+    Challenge(ConnId, TcpSeqNumber),
     /// The stack proper, which answers with a reset.
     Nobody,
     /// Nobody, and no answer: the peer will try again.

@@ -20,6 +20,7 @@
 //! | `device.rs` | a `NicDevice` as smoltcp sees one: frames in place, checksums, segmentation |
 //! | `flow.rs` | what a frame is about, from its headers |
 //! | `address.rs`, `slaac.rs` | which addresses and routes the interface has, and since when |
+//! | `announce.rs` | telling neighbours that an address is here now |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -29,6 +30,7 @@ extern crate std;
 
 mod address;
 mod admission;
+mod announce;
 mod config;
 mod connection;
 mod datagram;

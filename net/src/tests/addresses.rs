@@ -10,10 +10,11 @@ use moraine_platform::{Clock, NetError, Network, NicDevice, RxMeta, TxMeta};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::Duration as SmolDuration;
 use smoltcp::wire::{
-    DHCP_CLIENT_PORT, DHCP_SERVER_PORT, DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress,
-    EthernetFrame, EthernetProtocol, HardwareAddress, IPV6_LINK_LOCAL_ALL_NODES, Icmpv6Packet, Icmpv6Repr,
-    IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr, Ipv6Address, Ipv6Packet, Ipv6Repr, NdiscPrefixInfoFlags,
-    NdiscPrefixInformation, NdiscRepr, NdiscRouterFlags, UdpPacket, UdpRepr,
+    ArpPacket, ArpRepr, DHCP_CLIENT_PORT, DHCP_SERVER_PORT, DhcpMessageType, DhcpPacket, DhcpRepr,
+    EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, IPV6_LINK_LOCAL_ALL_NODES,
+    Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr, Ipv6Address, Ipv6Packet,
+    Ipv6Repr, NdiscNeighborFlags, NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr, NdiscRouterFlags,
+    UdpPacket, UdpRepr,
 };
 use std::rc::Rc;
 use std::vec;
@@ -103,7 +104,11 @@ fn dhcp_gives_an_address_again_after_the_link_was_down_and_takes_it_when_the_ser
     });
     let clock = world.clone();
     world.run(async move {
+        *near.tap.borrow_mut() = Some(Vec::new());
         assert_eq!(stack.addressed().await, IpAddr::V4(OFFERED));
+        clock.sleep(Duration::from_millis(1)).await;
+        let mac = EthernetAddress(Held(near.clone()).mac());
+        assert_eq!(announced(&near.tap.take().unwrap()), [(IpAddr::V4(OFFERED), mac)]);
         // The lease is renewed as long as the server is there.
         clock.sleep(Duration::from_secs(3600)).await;
         assert_eq!(stack.addresses(), [IpAddr::V4(OFFERED)]);
@@ -152,6 +157,88 @@ fn advert(hop_limit: u8) -> Vec<u8> {
     bytes
 }
 
+/// Addresses that the frames announce, with the card they are said to be at.
+fn announced(frames: &[Vec<u8>]) -> Vec<(IpAddr, EthernetAddress)> {
+    frames.iter().filter_map(|frame| announcement(frame)).collect()
+}
+
+/// What a gratuitous ARP or an unsolicited neighbour advertisement says, checked as a neighbour does.
+fn announcement(frame: &[u8]) -> Option<(IpAddr, EthernetAddress)> {
+    let frame = EthernetFrame::new_checked(frame).ok()?;
+    if frame.ethertype() == EthernetProtocol::Arp {
+        let arp = ArpRepr::parse(&ArpPacket::new_checked(frame.payload()).ok()?).ok()?;
+        let ArpRepr::EthernetIpv4 {
+            source_hardware_addr, source_protocol_addr, target_protocol_addr, ..
+        } = arp
+        else {
+            return None;
+        };
+        assert_eq!(source_hardware_addr, frame.src_addr());
+        return (source_protocol_addr == target_protocol_addr && frame.dst_addr().is_broadcast())
+            .then_some((source_protocol_addr.into(), source_hardware_addr));
+    }
+    let packet = Ipv6Packet::new_checked(frame.payload()).ok()?;
+    let icmp = Icmpv6Packet::new_checked(packet.payload()).ok()?;
+    let (src, dst) = (packet.src_addr(), packet.dst_addr());
+    let message = Icmpv6Repr::parse(&src, &dst, &icmp, &ChecksumCapabilities::default()).ok()?;
+    let Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert { flags, target_addr, lladdr }) = message else {
+        return None;
+    };
+    assert_eq!((packet.hop_limit(), dst, src), (255, IPV6_LINK_LOCAL_ALL_NODES, target_addr));
+    assert_eq!(frame.dst_addr(), EthernetAddress([0x33, 0x33, 0, 0, 0, 1]));
+    assert_eq!(flags, NdiscNeighborFlags::OVERRIDE);
+    assert_eq!(lladdr, Some(HardwareAddress::Ethernet(frame.src_addr()).into()));
+    Some((target_addr.into(), frame.src_addr()))
+}
+
+#[test]
+fn an_address_is_announced_twice_and_again_after_the_link_was_down() {
+    let world = World::new(6);
+    let (near, _far) = wire(&world, PLAIN, PLAIN);
+    *near.tap.borrow_mut() = Some(Vec::new());
+    let stack = Stack::new(&world.platform(), Rc::new(Held(near.clone())), &config(1)).unwrap();
+    world.start(stack.run());
+    let clock = world.clone();
+    world.run(async move {
+        let mac = EthernetAddress(Held(near.clone()).mac());
+        let both = [(address(false, 1), mac), (address(true, 1), mac)];
+        clock.sleep(Duration::from_millis(1)).await;
+        assert_eq!(announced(&near.tap.replace(Some(Vec::new())).unwrap()), both, "at once");
+        clock.sleep(Duration::from_secs(60)).await;
+        assert_eq!(announced(&near.tap.replace(Some(Vec::new())).unwrap()), both, "once more, and no more");
+        near.unplugged.set(true);
+        Held(near.clone()).activity().notify();
+        clock.sleep(Duration::from_secs(1)).await;
+        near.unplugged.set(false);
+        Held(near.clone()).activity().notify();
+        clock.sleep(Duration::from_secs(60)).await;
+        let again = announced(&near.tap.take().unwrap());
+        assert_eq!(again, [both, both].concat(), "the other end of the link may be another one");
+    });
+}
+
+#[test]
+fn a_neighbour_that_remembers_another_card_sends_to_the_new_one_at_once() {
+    let Pair { world, stacks: [a, b], cards: [first, _] } = pair(7, [PLAIN, PLAIN], [config(1), config(2)]);
+    let clock = world.clone();
+    world.run(async move {
+        let (ours, to) = (a.bind(any(111)).unwrap(), SocketAddr::new(address(true, 1), 111));
+        let theirs = b.bind(any(0)).unwrap();
+        theirs.send(to, b"who?".to_vec()).await.unwrap();
+        assert_eq!(ours.recv().await.unwrap().0, b"who?");
+        // Another machine takes the address over.
+        let second = first.replace(3);
+        let next = Stack::new(&clock.platform(), Rc::new(Held(second)), &config(1)).unwrap();
+        clock.start(next.clone().run());
+        let ours = next.bind(any(111)).unwrap();
+        clock.sleep(Duration::from_millis(1)).await;
+        theirs.send(to, b"still there?".to_vec()).await.unwrap();
+        let before = clock.now();
+        assert_eq!(ours.recv().await.unwrap().0, b"still there?");
+        assert!(clock.now().since(before) < Duration::from_millis(10));
+    });
+}
+
 #[test]
 fn a_router_is_asked_for_and_its_prefix_becomes_an_address() {
     let world = World::new(2);
@@ -172,7 +259,12 @@ fn a_router_is_asked_for_and_its_prefix_becomes_an_address() {
         clock.sleep(Duration::from_millis(1)).await;
         assert_eq!(stack.addresses(), [] as [IpAddr; 0], "an advert from beyond a router is forged");
         far.put(advert(255), RxMeta::default());
-        assert_eq!(stack.addressed().await, "fd00:7::ff:fe00:1".parse::<IpAddr>().unwrap());
+        let formed = "fd00:7::ff:fe00:1".parse::<IpAddr>().unwrap();
+        *near.tap.borrow_mut() = Some(Vec::new());
+        assert_eq!(stack.addressed().await, formed);
+        clock.sleep(Duration::from_millis(1)).await;
+        let mac = EthernetAddress(Held(near.clone()).mac());
+        assert_eq!(announced(&near.tap.take().unwrap()), [(formed, mac)]);
     });
 }
 

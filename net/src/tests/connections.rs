@@ -1,7 +1,7 @@
 //! Many connections, limits, resets, silent and stalled peers.
 
 use super::transfers::{Pair, address, any, config, pair};
-use super::wire::{FULL, PLAIN};
+use super::wire::{FULL, PLAIN, SUMS};
 use crate::Config;
 use crate::admission::HALF_OPEN_MAX;
 use core::net::SocketAddr;
@@ -9,8 +9,8 @@ use core::time::Duration;
 use moraine_platform::{Clock, NetError, Network, RxMeta, Stream};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl,
-    TcpPacket, TcpRepr, TcpSeqNumber,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol,
+    Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
 };
 use std::rc::Rc;
 use std::vec;
@@ -170,28 +170,35 @@ fn a_peer_that_vanishes_or_stalls_loses_its_connection() {
 
 /// A SYN from `10.0.0.1:port` to the server, as a frame.
 fn syn(port: u16) -> Vec<u8> {
+    segment(port, TcpControl::Syn, 1000, None)
+}
+
+/// A segment from `10.0.0.1:port` to the server, as a frame.
+fn segment(port: u16, control: TcpControl, sequence: i32, acknowledges: Option<TcpSeqNumber>) -> Vec<u8> {
+    let max_seg_size = (control == TcpControl::Syn).then_some(1460);
+    let header_len = if max_seg_size.is_some() { 24 } else { 20 };
     let ip = Ipv4Repr {
         src_addr: [10, 0, 0, 1].into(),
         dst_addr: [10, 0, 0, 2].into(),
         next_header: IpProtocol::Tcp,
-        payload_len: 24,
+        payload_len: header_len,
         hop_limit: 64,
     };
     let tcp = TcpRepr {
         src_port: port,
         dst_port: 2049,
-        control: TcpControl::Syn,
-        seq_number: TcpSeqNumber(1000),
-        ack_number: None,
+        control,
+        seq_number: TcpSeqNumber(sequence),
+        ack_number: acknowledges,
         window_len: 1000,
         window_scale: None,
-        max_seg_size: Some(1460),
+        max_seg_size,
         sack_permitted: false,
         sack_ranges: [None; 3],
         timestamp: None,
         payload: &[],
     };
-    let mut bytes = vec![0; 14 + 20 + 24];
+    let mut bytes = vec![0; 14 + 20 + header_len];
     let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
     frame.set_src_addr(EthernetAddress([2, 0, 0, 0, 0, 1]));
     frame.set_dst_addr(EthernetAddress([2, 0, 0, 0, 0, 2]));
@@ -223,6 +230,101 @@ fn a_flood_of_syns_holds_a_bounded_number_of_places_and_passes() {
         let [client, _server_end] = join(a.connect(server()), &*listener).await;
         assert_eq!(client.peer(), server());
     });
+}
+
+/// The last TCP segment among the frames.
+fn last_segment(frames: &[Vec<u8>]) -> Option<TcpRepr<'_>> {
+    frames.iter().rev().find_map(|frame| {
+        let ip =
+            Ipv4Packet::new_checked(EthernetFrame::new_checked(&frame[..]).ok()?.into_inner().get(14..)?);
+        let ip = ip.ok().filter(|ip| ip.next_header() == IpProtocol::Tcp)?;
+        let (src, dst) = (ip.src_addr().into(), ip.dst_addr().into());
+        let segment = TcpPacket::new_checked(ip.into_inner().get(20..)?).ok()?;
+        Some(TcpRepr::parse(&segment, &src, &dst, &ChecksumCapabilities::default()).expect("it is sound"))
+    })
+}
+
+/// A client by hand which uses its port again after a reboot while the server still holds its connection, at rest or with
+/// data on its way.
+fn a_client_reboots(treatment: impl AsyncFnOnce(&Rc<dyn Stream>) + 'static) {
+    let Pair { world, stacks: [_, b], cards: [ours, theirs] } =
+        pair(8, [SUMS, PLAIN], [config(3), config(2)]);
+    let listener = b.listen(any(2049)).unwrap();
+    let clock = world.clone();
+    world.run(async move {
+        let heard = async || {
+            *theirs.tap.borrow_mut() = Some(Vec::new());
+            clock.sleep(Duration::from_millis(1)).await;
+            theirs.tap.replace(None).expect("it was set")
+        };
+        let send = |control, sequence, ack| {
+            ours.put(segment(700, control, sequence, ack), RxMeta::default());
+        };
+        // The server learns the card of the client that has no stack of its own.
+        ours.put(arp_request(), RxMeta::default());
+        send(TcpControl::Syn, 1000, None);
+        let greeted = heard().await;
+        let theirs_first = last_segment(&greeted).expect("the server answers").seq_number;
+        send(TcpControl::None, 1001, Some(theirs_first + 1));
+        let old = listener.accept().await.unwrap();
+        treatment(&old).await;
+        clock.sleep(Duration::from_secs(1)).await;
+        // The reboot: the same port, another sequence, within the old window and without.
+        for sequence in [1500, 500_000_000, -1_500_000_000] {
+            send(TcpControl::Syn, sequence, None);
+            let answered = heard().await;
+            let challenge = last_segment(&answered).expect("a challenge");
+            assert_eq!(
+                (challenge.control, challenge.ack_number),
+                (TcpControl::None, Some(TcpSeqNumber(1001)))
+            );
+            assert_eq!(challenge.payload, b"");
+            clock.sleep(Duration::from_secs(2)).await;
+        }
+        assert_eq!(b.counters().challenged, 3);
+        // Not more than one a second.
+        send(TcpControl::Syn, 1500, None);
+        assert!(last_segment(&heard().await).is_some());
+        send(TcpControl::Syn, 1500, None);
+        let acks = heard().await;
+        assert!(last_segment(&acks).is_none_or(|s| !s.payload.is_empty()), "no flood of challenges");
+        // The client knows of no such connection; then it tries again.
+        send(TcpControl::Rst, 1001, None);
+        let mut byte = [0];
+        assert_eq!(old.recv(&mut byte).await, Err(NetError::Reset));
+        drop(old);
+        send(TcpControl::Syn, 77_000, None);
+        let answered = heard().await;
+        let greeting = last_segment(&answered).expect("a new connection");
+        assert_eq!((greeting.control, greeting.ack_number), (TcpControl::Syn, Some(TcpSeqNumber(77_001))));
+        send(TcpControl::None, 77_001, Some(greeting.seq_number + 1));
+        listener.accept().await.unwrap();
+    });
+}
+
+/// Who has 10.0.0.2? Tell 10.0.0.1.
+fn arp_request() -> Vec<u8> {
+    let arp = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: EthernetAddress([2, 0, 0, 0, 0, 1]),
+        source_protocol_addr: [10, 0, 0, 1].into(),
+        target_hardware_addr: EthernetAddress([0; 6]),
+        target_protocol_addr: [10, 0, 0, 2].into(),
+    };
+    let mut bytes = vec![0; 14 + arp.buffer_len()];
+    let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
+    frame.set_src_addr(EthernetAddress([2, 0, 0, 0, 0, 1]));
+    frame.set_dst_addr(EthernetAddress::BROADCAST);
+    frame.set_ethertype(EthernetProtocol::Arp);
+    arp.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+    bytes
+}
+
+#[test]
+fn a_rebooted_client_that_uses_its_port_again_is_challenged_and_gets_a_new_connection() {
+    a_client_reboots(async |_| ());
+    // The same with data that the client never acknowledged.
+    a_client_reboots(async |old| old.send_all(b"a reply to whom it may concern").await.unwrap());
 }
 
 #[test]

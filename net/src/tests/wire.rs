@@ -2,12 +2,12 @@
 //! stack asks of them is checked; the wire delays every frame and treats some badly.
 
 use super::world::World;
-use crate::flow::{ETHERNET_HEADER, tcp_headers};
+use crate::flow::{ETHERNET_HEADER, fill_tcp_checksum, tcp_headers};
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
 use moraine_platform::sync::Event;
 use moraine_platform::{Clock, NicCapabilities, NicDevice, Rng, RxChecksum, RxMeta, Segmentation, TxMeta};
-use smoltcp::wire::{EthernetFrame, IpAddress, Ipv4Packet, Ipv6Packet, TcpPacket};
+use smoltcp::wire::{Ipv4Packet, Ipv6Packet, TcpPacket};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::vec;
@@ -91,7 +91,14 @@ pub(super) struct Card {
 
 /// Two cards on one wire.
 pub(super) fn wire(world: &World, a: Kind, b: Kind) -> (Rc<Card>, Rc<Card>) {
-    let card = |kind, last| {
+    let (a, b) = (Card::new(world, a, 1), Card::new(world, b, 2));
+    *a.peer.borrow_mut() = Some(b.clone());
+    *b.peer.borrow_mut() = Some(a.clone());
+    (a, b)
+}
+
+impl Card {
+    fn new(world: &World, kind: Kind, last: u8) -> Rc<Card> {
         Rc::new(Card {
             world: world.clone(),
             mac: [2, 0, 0, 0, 0, last],
@@ -107,14 +114,18 @@ pub(super) fn wire(world: &World, a: Kind, b: Kind) -> (Rc<Card>, Rc<Card>) {
             longest: Cell::default(),
             tap: RefCell::default(),
         })
-    };
-    let (a, b) = (card(a, 1), card(b, 2));
-    *a.peer.borrow_mut() = Some(b.clone());
-    *b.peer.borrow_mut() = Some(a.clone());
-    (a, b)
-}
+    }
 
-impl Card {
+    /// Puts another card at this end of the wire, with the address `02:00:00:00:00:last`. This one is dead then.
+    pub(super) fn replace(self: &Rc<Card>, last: u8) -> Rc<Card> {
+        let card = Card::new(&self.world, self.kind, last);
+        let peer = self.peer.borrow().clone().expect("the wire has two ends");
+        *peer.peer.borrow_mut() = Some(card.clone());
+        *card.peer.borrow_mut() = Some(peer);
+        self.unplugged.set(true);
+        card
+    }
+
     /// Sends a finished frame on its way.
     pub(super) fn put(self: &Rc<Self>, frame: Vec<u8>, meta: RxMeta) {
         self.sent.set(self.sent.get() + 1);
@@ -207,15 +218,7 @@ impl Card {
 /// The frame with its TCP checksum filled in.
 fn summed(mut frame: Vec<u8>) -> Vec<u8> {
     let tcp = tcp_headers(&frame).expect("only TCP is offloaded");
-    let ethernet = EthernetFrame::new_unchecked(&frame[..]);
-    let (src, dst): (IpAddress, IpAddress) = if frame[ETHERNET_HEADER] >> 4 == 6 {
-        let ip = Ipv6Packet::new_unchecked(ethernet.payload());
-        (ip.src_addr().into(), ip.dst_addr().into())
-    } else {
-        let ip = Ipv4Packet::new_unchecked(ethernet.payload());
-        (ip.src_addr().into(), ip.dst_addr().into())
-    };
-    TcpPacket::new_unchecked(&mut frame[tcp.start..]).fill_checksum(&src, &dst);
+    fill_tcp_checksum(&mut frame, tcp.start);
     frame
 }
 
