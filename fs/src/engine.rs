@@ -24,16 +24,19 @@ use crate::space::{Buckets, Geometry};
 use crate::superblock::Superblocks;
 use crate::tx::{Class, Tx};
 use crate::vfs::{FsError, FsResult, PoolInfo, Seq};
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::future::Future;
 use core::ops::Range;
+use core::pin::Pin;
 use moraine_format::{Tree, journal};
 use moraine_platform::memory::Usage;
 use moraine_platform::sync::{Event, Semaphore};
-use moraine_platform::{Platform, error};
+use moraine_platform::{BLOCK_SIZE, Platform, error};
 
 mod cleaner;
 pub(crate) mod commit;
@@ -45,10 +48,13 @@ mod space;
 
 pub use crate::superblock::FormatOptions;
 pub use look::{Absent, Look};
-pub use mount::{Budget, RunError};
+pub use mount::{Budget, NODE_KEYS_MIN, RunError};
 pub use pool::PoolError;
 pub(crate) use space::Hold;
 pub use space::{DataDep, DataKind, Placed, Space, SpaceReservation, WrittenData};
+
+/// Room being made, for a transaction: which collecting needs transactions for, too.
+type MakingRoom<'a> = Pin<Box<dyn Future<Output = FsResult<bool>> + 'a>>;
 
 /// A handle on the engine; clones share it.
 #[derive(Clone)]
@@ -76,6 +82,12 @@ pub(crate) struct Inner {
     pub(crate) collecting: Rc<Semaphore>,
     /// Buckets with content that cannot be moved.
     pub(crate) uncollectable: RefCell<BTreeSet<(u8, u64)>>,
+    /// Buckets a write into which failed: nobody knows what may still land there, so they stay held.
+    quarantined: RefCell<Vec<Hold>>,
+    /// Background work under way that frees space.
+    pub(crate) freeing: Cell<usize>,
+    /// Write-backs of nodes that failed, since one last succeeded.
+    pub(crate) failed_write_backs: Cell<u32>,
     /// Nodes that are being read in.
     pub(crate) loading: RefCell<BTreeMap<u64, Rc<Event>>>,
     /// A batch of nodes was written back.
@@ -138,11 +150,20 @@ impl Engine {
         class: Class,
         mut body: impl AsyncFnMut(&mut Tx) -> FsResult<T>,
     ) -> FsResult<(T, Seq)> {
+        let mut made_room = false;
         loop {
             let mut tx = Tx::new(self.clone(), class);
             let result = body(&mut tx).await;
-            if let Some(done) = tx.finish(result).await? {
-                return Ok(done);
+            match tx.finish(result).await {
+                Ok(Some(done)) => return Ok(done),
+                Ok(None) => {}
+                // Space may be on its way: buckets to be discarded, fragmented ones to be collected.
+                Err(FsError::NoSpace) if class == Class::Normal && !made_room => {
+                    made_room = true;
+                    let room: MakingRoom<'_> = Box::pin(self.make_room(BLOCK_SIZE as u64));
+                    room.await?;
+                }
+                Err(e) => return Err(e),
             }
         }
     }
@@ -150,6 +171,23 @@ impl Engine {
     /// Waits until the commit `seq` and all before it are on media, with the data they refer to.
     pub async fn durable(&self, seq: Seq) -> FsResult<()> {
         self.inner.make_durable(journal::Seq(seq.0)).await
+    }
+
+    /// Background work begins that will free space: whoever finds none waits for it instead of being told that the pool is
+    /// full, until as many calls of [`Engine::freeing_ends`] were made.
+    pub(crate) fn freeing_begins(&self) {
+        self.inner.freeing.set(self.inner.freeing.get() + 1);
+    }
+
+    /// It ended, or does not get on.
+    pub(crate) fn freeing_ends(&self) {
+        self.inner.freeing.set(self.inner.freeing.get() - 1);
+        self.inner.buckets_changed.notify();
+    }
+
+    /// Fails once the engine takes no more changes: after a failure that nothing can be written past, or at its end.
+    pub fn check_running(&self) -> FsResult<()> {
+        self.inner.check_running()
     }
 
     /// The number of the last commit.
@@ -210,7 +248,7 @@ impl core::fmt::Display for Engine {
 }
 
 impl Inner {
-    /// Fails once the engine has stopped.
+    /// Fails once the engine takes no more changes.
     pub(crate) fn check_running(&self) -> FsResult<()> {
         match self.stopped.get() {
             Some(e) => Err(e),
@@ -218,10 +256,20 @@ impl Inner {
         }
     }
 
-    /// Refuses everything from now on: state on disk stays as of the last durable commit.
+    /// Fails once the engine has ended. One that stopped after a failure can still be read.
+    pub(crate) fn check_open(&self) -> FsResult<()> {
+        match self.stopped.get() {
+            Some(FsError::ShuttingDown) => Err(FsError::ShuttingDown),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses every change from now on: state on disk stays as of the last durable commit. What is in memory and on
+    /// the disks can still be read.
     pub(crate) fn stop(&self, why: &str) {
         if self.stopped.replace(Some(FsError::Stopped)).is_none() {
             error!("fs", "the pool stops and takes no more changes: {why}");
+            self.journal.refuse();
             self.written_back.notify();
             self.buckets_changed.notify();
             self.cleaner_wanted.notify();
@@ -263,6 +311,9 @@ impl Inner {
 
 /// What a journal's failure is to callers.
 pub(crate) fn journal_error(e: JournalError) -> FsError {
+    if e == JournalError::Stopped {
+        return FsError::Stopped;
+    }
     error!("fs", "journal: {e}");
     FsError::DeviceWrite
 }

@@ -28,6 +28,7 @@ use crate::engine::Engine;
 use crate::namespace::make::{Fresh, INODE_BATCH};
 use crate::namespace::record::attr_of;
 use crate::namespace::{Names, ROOT_SUBVOLUME, corrupt, object, pos};
+use crate::planted::{self, Fault};
 use crate::tx::{Class, Tx};
 use crate::vfs::{Attr, Change, FsError, FsResult, ObjectId, Seq};
 use alloc::rc::Rc;
@@ -71,8 +72,6 @@ pub(crate) struct Inner {
     /// The next inode number, and the stored cursor it must stay below.
     next_inode: Cell<u64>,
     covered_inodes: Cell<u64>,
-    /// Inodes in use.
-    inodes: Cell<u64>,
     verifier: Cell<u64>,
     /// Pages were loaded, or a load was given up.
     loaded: Event,
@@ -82,6 +81,8 @@ pub(crate) struct Inner {
     work: Event,
     /// There is something to reap, or to stop.
     orphans: Event,
+    /// Something lost its last name and is still there.
+    orphans_due: Cell<bool>,
     /// Write-back is wanted although nothing is old.
     pressure: Cell<bool>,
     stopping: Cell<bool>,
@@ -154,12 +155,12 @@ impl Filesystem {
             options,
             next_inode: Cell::new(cursor),
             covered_inodes: Cell::new(cursor),
-            inodes: Cell::new(cursor.saturating_sub(FIRST_FREE_INODE) + 2),
             verifier: Cell::new(verifier),
             loaded: Event::new(),
             cleaned: Event::new(),
             work: Event::new(),
             orphans: Event::new(),
+            orphans_due: Cell::new(false),
             pressure: Cell::new(false),
             stopping: Cell::new(false),
             tasks: Cell::new(0),
@@ -310,6 +311,9 @@ impl Inner {
 
     /// Unstable writes may be lost: everybody must notice.
     fn change_verifier(&self) {
+        if planted::is(Fault::VerifierUnchanged) {
+            return;
+        }
         let old = self.verifier.get();
         let new = self.engine.platform().rng.next_u64();
         self.verifier.set(if new == old { !old } else { new });

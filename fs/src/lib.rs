@@ -17,6 +17,7 @@
 //! | `extent` | a file's bytes as keys |
 //! | `cache` | pages in memory, clean and dirty |
 //! | [`repair`] | fsck |
+//! | [`planted`] | faults for the test that asks whether tests notice |
 //! | [`access`] | POSIX permission rules, as pure functions |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -34,6 +35,7 @@ mod extent;
 pub mod filesystem;
 pub mod journal;
 mod namespace;
+pub mod planted;
 pub mod repair;
 mod space;
 pub mod superblock;

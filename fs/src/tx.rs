@@ -4,6 +4,7 @@ use crate::btree::{self, Key, Miss, Table};
 use crate::engine::commit::{Obstacle, Proposal, Step};
 use crate::engine::{DataDep, Engine, State};
 use crate::journal::Class as JournalClass;
+use crate::planted::{self, Fault};
 use crate::vfs::{FsResult, Seq};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
@@ -132,7 +133,7 @@ impl Tx {
         end: End,
     ) -> FsResult<Option<(Pos, Value)>> {
         loop {
-            self.engine.inner.check_running()?;
+            self.engine.inner.check_open()?;
             let miss = match find(&self.engine.inner.state.borrow().table, tree, range, end) {
                 Ok(found) => return Ok(found.map(|(pos, value)| (pos, value.into()))),
                 Err(miss) => miss,
@@ -151,7 +152,7 @@ impl Tx {
         self.writes.insert((tree, 0, pos), None);
     }
 
-    /// The commit refers to data written with this dependency.
+    /// The commit refers to this data, which is on media: [`Engine::make_data_durable`] was called for it.
     pub fn data_written(&mut self, dep: DataDep) {
         self.deps.push(dep);
     }
@@ -177,10 +178,9 @@ impl Tx {
         let committed = inner
             .commit(watermark, propose, |_, step, _, _| {
                 if step == Step::Before && !failed {
-                    self.deps
-                        .iter()
-                        .flat_map(|d| d.0.deps.iter())
-                        .for_each(|dep| inner.journal.add_dependency(dep));
+                    let on_media = planted::is(Fault::DataNotFlushed)
+                        || self.deps.iter().all(|d| inner.devices.covered(&d.0.deps));
+                    assert!(on_media, "a commit refers to data only after a flush that covers it");
                 }
             })
             .await?;

@@ -262,3 +262,26 @@ fn after_a_power_cut_a_prefix_survives_never_shorter_than_what_was_durable() {
         }
     }
 }
+
+/// Four keys a node would never be clean; so few are refused where the pool is opened.
+#[test]
+fn nodes_of_too_few_keys_are_refused() {
+    use moraine_fs::engine::{NODE_KEYS_MIN, PoolError, RunError};
+    let world = world(3);
+    world.disk(DISK_BYTES, DiskConfig::default());
+    let disks = dyn_disks(&world);
+    world.run(async {
+        let made =
+            Engine::format(&world.platform(), &disks, &options(), &budget(NODE_KEYS_MIN)).await.unwrap();
+        made.unmount().await.unwrap();
+        let refused =
+            Engine::mount(&world.platform(), &disks, &budget(NODE_KEYS_MIN - 1)).await.err().unwrap();
+        assert!(matches!(refused, PoolError::Run(RunError::NodeKeys(11))), "{refused}");
+        Engine::mount(&world.platform(), &disks, &budget(NODE_KEYS_MIN))
+            .await
+            .unwrap()
+            .unmount()
+            .await
+            .unwrap();
+    });
+}

@@ -4,7 +4,9 @@
 use crate::compare::Pair;
 use crate::disk::DiskConfig;
 use crate::generate::{Generator, Known, Profile};
-use crate::harness::{Client, Mounted, Store, Tally, all, blank, devices, plug, same_tree, walk};
+use crate::harness::{
+    Client, Mounted, Store, Tally, all, blank, devices, fill, is_full, plug, same_tree, walk,
+};
 use crate::ops::{Answer, Done, Objects, Op, Slot, Step, apply};
 use crate::world::World;
 use moraine_fs::vfs::*;
@@ -27,11 +29,18 @@ pub fn crowd_world<S: Store>(
     world.run(async {
         store.format(&platform, &disks).await?;
         let fs = store.mount(&platform, &disks).await?.fs;
+        if let Some(room) = profile.room {
+            fill(&*fs, room).await.map_err(|e| format!("cannot fill it: {e}"))?;
+        }
         let mut crowd = Vec::new();
         for number in 0..clients {
             let generator = Generator::new(profile.clone(), world.random(&format!("client {number}")));
             let name = format!("client{number}").into_bytes();
-            crowd.push(Rc::new(RefCell::new(Client::among(&*fs, number, &name, generator).await?)));
+            match Client::among(&*fs, number, &name, generator).await {
+                Ok(client) => crowd.push(Rc::new(RefCell::new(client))),
+                Err(why) if is_full(profile, &why) => {}
+                Err(why) => return Err(why),
+            }
         }
         let problem: RefCell<Option<String>> = RefCell::default();
         #[allow(clippy::await_holding_refcell_ref, reason = "each client is used by one task only")]
@@ -86,6 +95,7 @@ pub fn tangle_world<S: Store>(store: &S, seed: u64, clients: usize, steps: usize
         file_bytes: 4096,
         users_percent: 20,
         nonsense_percent: 1,
+        room: None,
     };
     let world = World::new(seed);
     let disks = plug(&world, &blank(store), &DiskConfig::default());

@@ -28,6 +28,8 @@ pub struct Profile {
     pub users_percent: u32,
     /// How often, in percent, a call is nonsense: bad names, wrong kinds, objects that are gone.
     pub nonsense_percent: u32,
+    /// The filesystem starts full, with about this many bytes left.
+    pub room: Option<u64>,
 }
 
 impl Profile {
@@ -44,6 +46,7 @@ impl Profile {
             file_bytes: 256 << 10,
             users_percent: 30,
             nonsense_percent: 5,
+            room: None,
         },
         Profile {
             name: "names",
@@ -56,6 +59,7 @@ impl Profile {
             file_bytes: 8 << 10,
             users_percent: 20,
             nonsense_percent: 5,
+            room: None,
         },
         Profile {
             name: "data",
@@ -68,6 +72,7 @@ impl Profile {
             file_bytes: 2 << 20,
             users_percent: 0,
             nonsense_percent: 1,
+            room: None,
         },
         Profile {
             name: "rules",
@@ -80,12 +85,28 @@ impl Profile {
             file_bytes: 16 << 10,
             users_percent: 70,
             nonsense_percent: 15,
+            room: None,
         },
     ];
 
+    /// A filesystem at the edge of full: much grows, much is cut and removed.
+    pub const FULL: &Profile = &Profile {
+        name: "full",
+        names: 30,
+        data: 60,
+        attributes: 2,
+        looks: 3,
+        syncs: 8,
+        name_count: 10,
+        file_bytes: 512 << 10,
+        users_percent: 0,
+        nonsense_percent: 1,
+        room: Some(2 << 20),
+    };
+
     /// The workload called `name`.
     pub fn named(name: &str) -> Option<&'static Profile> {
-        Profile::ALL.iter().find(|profile| profile.name == name)
+        Profile::ALL.iter().chain([Profile::FULL]).find(|profile| profile.name == name)
     }
 
     /// As this one, for crash worlds: content is only changed by root, whose writes leave the mode alone.

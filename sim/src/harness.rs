@@ -107,6 +107,10 @@ pub struct Client {
     generator: Option<Generator>,
     known: Vec<Known>,
     last: Seq,
+    /// Errors that end its work instead of contradicting the model.
+    bears: fn(FsError) -> bool,
+    /// The step and the error that ended its work.
+    pub ended_by: Option<(Step, FsError)>,
     /// What it did so far.
     pub history: Rc<RefCell<History>>,
 }
@@ -146,7 +150,14 @@ impl Client {
             History { home, models: vec![pair.model.clone()], objects: pair.ours.clone(), steps: Vec::new() };
         let known = vec![Known { slot: Slot::HOME, kind: Kind::Dir, alive: true }];
         let history = Rc::new(RefCell::new(history));
-        Client { number, pair, generator, known, last: Seq(0), history }
+        let bears = |_| false;
+        Client { number, pair, generator, known, last: Seq(0), bears, ended_by: None, history }
+    }
+
+    /// Ends its work at the first of these errors. What was asked for then may have happened or not.
+    pub fn bearing(mut self, bears: fn(FsError) -> bool) -> Client {
+        self.pair.verifier_changes = true;
+        Client { bears, ..self }
     }
 
     /// Draws and does `count` steps.
@@ -155,6 +166,9 @@ impl Client {
             let generator = self.generator.as_mut().expect("a client that draws has a generator");
             let step = generator.step(&self.known);
             self.step(fs, trace, step).await?;
+            if self.ended_by.is_some() {
+                return Ok(());
+            }
         }
         Ok(())
     }
@@ -169,6 +183,12 @@ impl Client {
         self.history.borrow_mut().steps.push(recorded);
         mark(trace, self.number, index, false);
         let theirs = apply(fs, &self.pair.theirs, &step, self.last).await.expect("its objects are known");
+        if let Err(error) = theirs.answer
+            && (self.bears)(error)
+        {
+            self.ended_by = Some((step, error));
+            return Ok(());
+        }
         mark(trace, self.number, index, true);
         let ours = match full(&theirs) {
             // Whether there is room is not for the model to say; nothing happened then.
@@ -206,6 +226,11 @@ impl Client {
     pub fn expected(&self) -> Tree {
         self.pair.model.tree().below(&self.history.borrow().home)
     }
+}
+
+/// Whether a filesystem that began full had no room for a directory.
+pub(crate) fn is_full(profile: &Profile, why: &str) -> bool {
+    profile.room.is_some() && why.ends_with(&FsError::NoSpace.to_string())
 }
 
 /// Whether the pool was full: the one error that the model cannot foresee.
@@ -278,7 +303,7 @@ pub fn crash_world<S: Store>(
     let profile = profile.for_crashes();
     let mut tally = Tally { worlds: 1, ..Tally::default() };
     let config = DiskConfig::default();
-    let mut images = formatted(store, seed)?;
+    let mut images = formatted(store, seed, &profile)?;
     let mut random = crate::Random::for_purpose(seed, "crash world");
     let mut settled: Option<Tree> = None;
     for round in 0..shape.rounds {
@@ -296,7 +321,10 @@ pub fn crash_world<S: Store>(
                     let name = format!("r{round}c{number}").into_bytes();
                     let generator =
                         Generator::new(profile.clone(), world.random(&format!("client {number}")));
-                    let client = Client::among(&*fs, number, &name, generator).await?;
+                    let client = match Client::among(&*fs, number, &name, generator).await {
+                        Err(why) if is_full(&profile, &why) => continue,
+                        client => client?,
+                    };
                     histories.borrow_mut().push(client.history.clone());
                     clients.push(client);
                 }
@@ -370,17 +398,50 @@ pub(crate) async fn all<F: Future<Output = ()> + Unpin>(mut futures: Vec<F>) {
     .await
 }
 
-/// Disks with an empty filesystem.
-pub fn formatted<S: Store>(store: &S, seed: u64) -> Result<Vec<Image>, String> {
+/// Name of the file that fills a filesystem.
+const BALLAST: &[u8] = b"ballast";
+/// Bytes it grows by.
+const BALLAST_PIECE: u64 = 128 << 10;
+
+/// Fills a filesystem with one file until there is no space, and then leaves about `room` bytes.
+pub(crate) async fn fill<V: Vfs>(fs: &V, room: u64) -> FsResult<()> {
+    let (root, set) = (Caller::root(), SetAttr { mode: Some(0o600), ..SetAttr::default() });
+    let file = fs.create(&root, fs.root(), BALLAST, CreateMode::Guarded, &set).await?.value.0;
+    let piece = crate::ops::pattern(3, BALLAST_PIECE as usize);
+    let mut size = 0;
+    loop {
+        let data = WriteData::copy_of(size, &piece).map_err(|_| FsError::NoMemory)?;
+        match fs.write(&root, file, size, data, Stability::Unstable).await {
+            Ok(_) => size += BALLAST_PIECE,
+            Err(FsError::NoSpace) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    let less = SetAttr { size: Some(size.saturating_sub(room)), ..SetAttr::default() };
+    fs.setattr(&root, file, &less, None).await?;
+    fs.commit(file, 0, 0).await.map(|_| ())
+}
+
+/// Disks with an empty filesystem, or one as full as the profile wants it.
+pub fn formatted<S: Store>(store: &S, seed: u64, profile: &Profile) -> Result<Vec<Image>, String> {
     let world = World::new(seed);
     let disks = plug(&world, &blank(store), &DiskConfig::default());
-    world.run(store.format(&world.platform(), &devices(&disks)))?;
+    let (platform, seen) = (world.platform(), devices(&disks));
+    world.run(async {
+        store.format(&platform, &seen).await?;
+        if let Some(room) = profile.room {
+            let fs = store.mount(&platform, &seen).await?.fs;
+            fill(&*fs, room).await.map_err(|e| format!("cannot fill it: {e}"))?;
+            store.unmount(fs).await?;
+        }
+        Ok::<(), String>(())
+    })?;
     Ok(disks.iter().map(|disk| disk.durable_image()).collect())
 }
 
 /// What the end that a filesystem recovered to means for the histories at hand.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum EndIs {
+pub(crate) enum EndIs {
     /// A point of the history they were recorded in.
     OfThisHistory,
     /// A point of the history an earlier, interrupted recovery began.
@@ -388,7 +449,7 @@ enum EndIs {
 }
 
 /// Mounts what a power cut left, checks it against the histories, and that it can be worked with; returns the tree.
-fn recover<S: Store>(
+pub(crate) fn recover<S: Store>(
     store: &S,
     world: &World,
     disks: &[Rc<SimDisk>],
@@ -405,7 +466,10 @@ fn recover<S: Store>(
         for (history, progress) in histories.iter().zip(progress) {
             history.check(&tree, *progress, end)?;
         }
-        use_it(&*fs).await.map_err(|e| format!("recovered, but cannot be used: {e}"))?;
+        match use_it(&*fs).await {
+            Ok(()) | Err(FsError::NoSpace) => {}
+            Err(e) => return Err(format!("recovered, but cannot be used: {e}")),
+        }
         same_tree("the tree after using it", &tree, &walk(&*fs).await?)?;
         store.unmount(fs).await?;
         store.check(&platform, &seen).await?;
@@ -421,10 +485,15 @@ async fn use_it<V: Vfs>(fs: &V) -> FsResult<()> {
     let file = fs.create(&root, fs.root(), name, CreateMode::Guarded, &set).await?.value.0;
     let bytes = crate::ops::pattern(5, 10_000);
     let data = WriteData::copy_of(0, &bytes).map_err(|_| FsError::NoMemory)?;
-    fs.write(&root, file, 0, data, Stability::Unstable).await?;
-    fs.commit(file, 0, 0).await?;
-    if fs.read(&root, file, 0, 20_000).await?.to_vec() != bytes {
-        return Err(FsError::Checksum);
+    match fs.write(&root, file, 0, data, Stability::Unstable).await {
+        Err(FsError::NoSpace) => {}
+        written => {
+            written?;
+            fs.commit(file, 0, 0).await?;
+            if fs.read(&root, file, 0, 20_000).await?.to_vec() != bytes {
+                return Err(FsError::Checksum);
+            }
+        }
     }
     let removed = fs.remove(&root, fs.root(), name).await?;
     fs.durable(removed.seq).await
@@ -438,7 +507,7 @@ pub fn enumerate_world<S: Store>(
     steps: usize,
     bounds: impl FnOnce(&mut CrashPlan),
 ) -> CrashReport {
-    let start = formatted(store, seed).expect("blank disks can be formatted");
+    let start = formatted(store, seed, profile).expect("blank disks can be formatted");
     let mut plan = CrashPlan::new(format!("{} seed {seed}", profile.name), seed, start);
     bounds(&mut plan);
     let profile = profile.for_crashes();

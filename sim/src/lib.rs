@@ -16,7 +16,9 @@
 //! | [`oracle`] | whether what survived a power cut is something the promises allow |
 //! | [`harness`] | worlds for a whole filesystem: lock-step, random cuts, every cut; [`harness::Store`] plugs one in |
 //! | [`crowd`] | worlds with many clients at once |
+//! | [`police`] | stable answers, proved from the log of device commands |
 //! | [`plug`] | the filesystem itself, with small constants drawn from the seed |
+//! | [`fault`] | worlds in which disks fail while clients are at work |
 //! | [`rot`] | worlds in which stored bytes rot |
 //! | [`toy`] | a small right filesystem and its broken variants, to test all of this |
 //!
@@ -27,12 +29,14 @@ mod compare;
 pub mod crash;
 pub mod crowd;
 pub mod disk;
+pub mod fault;
 pub mod generate;
 pub mod harness;
 pub mod net;
 pub mod ops;
 pub mod oracle;
 pub mod plug;
+pub mod police;
 pub mod random;
 pub mod rot;
 pub mod toy;

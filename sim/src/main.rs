@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use moraine_sim::crowd::{crowd_world, tangle_world};
+use moraine_sim::fault::{Fault, fault_world};
 use moraine_sim::generate::Profile;
 use moraine_sim::harness::{CrashShape, Tally, crash_world, enumerate_world, lockstep_world};
 use moraine_sim::plug::Moraine;
@@ -19,8 +20,9 @@ usage: moraine-sim (--seed N | --seeds A..B) [--world KIND] [--workload NAME]
   --world      lockstep: one client, compared with the model call by call; crowd: several at once;
                tangle: several in one tree, compared in the order of commits; crash: random power cuts;
                every-cut: the power is cut at every device command; rot: stored bits flip.
+               Disks that fail: flush command vanish slow lost-write misdirected zombie rot-at-work lie.
                Without it: lockstep, crowd, tangle and crash
-  --workload   one of: mixed names data rules. Without it: the seed chooses
+  --workload   one of: mixed names data rules full. Without it: the seed chooses
   --steps      operations a client does
   --toy        the harness' own small filesystem instead of the real one
   --log        shows what the filesystem logs, on standard error
@@ -39,6 +41,7 @@ enum Kind {
     Crash,
     EveryCut,
     Rot,
+    Fault(Fault),
 }
 
 impl Kind {
@@ -52,7 +55,15 @@ impl Kind {
     ];
 
     fn name(self) -> &'static str {
-        Kind::ALL.iter().find(|(kind, _)| *kind == self).expect("all are listed").1
+        match self {
+            Kind::Fault(fault) => fault.name(),
+            _ => Kind::ALL.iter().find(|(kind, _)| *kind == self).expect("all are listed").1,
+        }
+    }
+
+    fn named(name: &str) -> Option<Kind> {
+        let plain = Kind::ALL.iter().find(|(_, known)| *known == name).map(|(kind, _)| *kind);
+        plain.or(Fault::ALL.iter().find(|(_, known)| *known == name).map(|(fault, _)| Kind::Fault(*fault)))
     }
 }
 
@@ -91,8 +102,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
             }
             "--world" => {
                 let name = value()?;
-                let found = Kind::ALL.iter().find(|(_, known)| known == name);
-                options.kinds = vec![found.ok_or(format!("no such world: {name}"))?.0];
+                options.kinds = vec![Kind::named(name).ok_or(format!("no such world: {name}"))?];
             }
             "--workload" => {
                 let name = value()?;
@@ -117,7 +127,7 @@ fn show_log() {
 fn run(options: &Options, kind: Kind, seed: u64, profile: &Profile) -> Result<Tally, String> {
     match options.toy {
         true => run_on(&Toy::new(ToyBug::None), options, kind, seed, profile),
-        false => run_on(&Moraine::for_seed(seed), options, kind, seed, profile),
+        false => run_on(&Moraine::for_profile(seed, profile), options, kind, seed, profile),
     }
 }
 
@@ -138,6 +148,7 @@ fn run_on<S: moraine_sim::harness::Store>(
             crash_world(store, seed, profile, shape)
         }
         Kind::Rot => rot_world(store, seed, profile, options.steps.unwrap_or(100)),
+        Kind::Fault(fault) => fault_world(store, seed, profile, fault),
         Kind::EveryCut => {
             let report = enumerate_world(store, seed, profile, options.steps.unwrap_or(30), |_| ());
             eprintln!("{report}");

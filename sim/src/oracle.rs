@@ -182,6 +182,17 @@ impl History {
         ))
     }
 
+    /// Whether what was recovered is the state after any number of steps, as if nothing had ever been promised.
+    pub fn check_any(&self, recovered: &Tree) -> Result<usize, String> {
+        let progress = Progress { acked: 0, issued: self.steps.len() };
+        let found = (0..=progress.issued).rev().find(|n| self.fits(recovered, *n, progress).is_ok());
+        found.ok_or_else(|| {
+            let home = String::from_utf8_lossy(&self.home);
+            let last = self.fits(recovered, progress.issued, progress);
+            format!("/{home}: no state of {} fits; the last does not because {last:?}", progress.issued)
+        })
+    }
+
     /// Whether what was recovered is the state after `prefix` steps, content aside, with content that is allowed then.
     fn fits(&self, recovered: &Tree, prefix: usize, progress: Progress) -> Result<(), String> {
         let model = self.model_at(prefix);

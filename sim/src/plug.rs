@@ -1,6 +1,7 @@
 //! The filesystem itself as a [`Store`]: small constants drawn from the seed, so that rare paths are daily ones.
 
 use crate::Random;
+use crate::generate::Profile;
 use crate::harness::{Disks, Mounted, Store};
 use moraine_fs::engine::{Budget, Engine, FormatOptions};
 use moraine_fs::filesystem::Options;
@@ -8,6 +9,9 @@ use moraine_fs::repair::{self, Finding, Repair, Reporter};
 use moraine_fs::{CacheBudget, Filesystem};
 use moraine_platform::Platform;
 use std::rc::Rc;
+
+/// A disk that is quickly full.
+const FULL_DISK_BYTES: u64 = 12 << 20;
 
 /// A filesystem and how large everything in it is.
 #[derive(Clone, Debug)]
@@ -21,6 +25,19 @@ pub struct Moraine {
 }
 
 impl Moraine {
+    /// Sizes drawn from `seed`; small disks where they are to be full.
+    pub fn for_profile(seed: u64, profile: &Profile) -> Moraine {
+        let drawn = Moraine::for_seed(seed);
+        match profile.room {
+            Some(_) => {
+                // With a dozen keys a node, metadata would be most of what there is.
+                let budget = Budget { node_keys_max: 1000, ..drawn.budget };
+                Moraine { disk_bytes: FULL_DISK_BYTES, budget, ..drawn }
+            }
+            None => drawn,
+        }
+    }
+
     /// Sizes drawn from `seed`.
     pub fn for_seed(seed: u64) -> Moraine {
         let mut random = Random::for_purpose(seed, "sizes");

@@ -27,6 +27,10 @@ pub(crate) struct Node {
     pub(super) pin: Option<Pin>,
     /// A write of it is under way.
     pub(super) writing: bool,
+    /// Merges of its children under way: until they are committed it must not be divided.
+    pub(super) merging_below: u32,
+    /// A write to its place failed: what lies there behind its last run is anybody's guess, so it moves.
+    pub(super) unsure: bool,
     /// Second chance in eviction.
     pub(super) used: Cell<bool>,
     /// Bytes of memory it was charged with.
@@ -55,6 +59,8 @@ impl Node {
             changed: Vec::new(),
             pin: None,
             writing: false,
+            unsure: false,
+            merging_below: 0,
             used: Cell::new(true),
             charged: 0,
             listed: Listed::default(),

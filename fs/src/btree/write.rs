@@ -1,4 +1,5 @@
-//! Writing nodes back: append what changed, or rewrite into one or several new nodes when there is no room.
+//! Writing nodes back: append what changed, or rewrite into one or several new nodes when there is no room, or merge
+//! with neighbours when little is left; a root with a single child makes way for it.
 //!
 //! In this order, for a batch of nodes at a time: take what changed (synchronous) → write runs and new nodes → one flush
 //! that covers them → commit the pointers → once that commit is durable the journal may let go of the entries which
@@ -8,12 +9,13 @@
 //! The nodes keep taking updates all the while; these are simply not part of what was taken.
 
 use super::node::Keys;
-use super::table::{Node, Table, keep_older};
+use super::table::{Miss, Node, Table, keep_older};
 use super::view::Key;
 use crate::device::Deps;
 use crate::engine::commit::{Obstacle, Proposal, Step};
 use crate::engine::{Hold, Inner, Placed, State};
 use crate::journal::{Class as JournalClass, Pin};
+use crate::planted::{self, Fault};
 use crate::space::buckets::Writer;
 use crate::tx::Value;
 use crate::vfs::{FsError, FsResult};
@@ -32,6 +34,12 @@ use smallvec::smallvec;
 const BATCH_MAX: usize = 16;
 /// The most parts one node is rewritten into at a time.
 const PARTS_MAX: usize = 16;
+/// The most nodes that merge at a time.
+const MERGE_MAX: usize = 16;
+/// Neighbours read in for one write-back, to find one to merge with.
+const NEIGHBOURS_READ_MAX: usize = 2;
+/// Write-backs in a row that may fail before the pool stops: each is tried again at other places.
+const FAILURES_MAX: u32 = 8;
 
 /// What is written for one node (or two that merge), and what then has to be committed.
 struct Plan {
@@ -43,6 +51,8 @@ struct Plan {
     taken: Vec<(Vec<Pos>, Option<Pin>)>,
     writes: Vec<(Placed, u64, Buf)>,
     outcome: Outcome,
+    /// The node above those that merge.
+    above: Option<u64>,
     _holds: Vec<Hold>,
 }
 
@@ -52,6 +62,11 @@ enum Outcome {
         olds: Vec<NodeIdent>,
         parts: Vec<(NodeIdent, NodePointer)>,
         root: Option<(NodeIdent, NodePointer)>,
+    },
+    /// The root goes, its only child takes its place.
+    Collapse {
+        old: NodeIdent,
+        child: u64,
     },
 }
 
@@ -68,7 +83,12 @@ pub(crate) async fn write_back(engine: &Rc<Inner>, nodes: &[u64]) -> FsResult<us
     let mut plans = Vec::new();
     for id in nodes.iter().take(BATCH_MAX) {
         match plan(engine, *id).await {
-            Ok(Some(plan)) => plans.push(plan),
+            Ok(Some(mut plan)) => {
+                if planted::is(Fault::PinReleasedEarly) {
+                    plan.taken.iter_mut().filter_map(|(_, pin)| pin.take()).for_each(Pin::release);
+                }
+                plans.push(plan);
+            }
             Ok(None) => {}
             Err(e) if plans.is_empty() => return Err(e),
             Err(_) => break,
@@ -85,32 +105,69 @@ pub(crate) async fn write_back(engine: &Rc<Inner>, nodes: &[u64]) -> FsResult<us
             Ok(()) => commit(engine, &plan).await,
             Err(e) => Err(e),
         };
+        if let Some(above) = plan.above {
+            let table = &mut engine.state.borrow_mut().table;
+            table.update(above, |parent| parent.merging_below = parent.merging_below.saturating_sub(1));
+        }
         match committed {
             Ok(seq) => {
                 plan.taken.into_iter().filter_map(|(_, pin)| pin).for_each(|pin| pin.release_after(seq))
             }
             Err(e) => {
+                // Nothing was committed.
                 give_back(&mut engine.state.borrow_mut().table, &plan.nodes, plan.taken);
                 result = Err(e);
             }
         }
     }
     engine.written_back.notify();
-    result.map(|()| count)
+    match result {
+        Ok(()) => engine.failed_write_backs.set(0),
+        // What was not written is as dirty as before and goes elsewhere next time, as long as there is an elsewhere.
+        Err(FsError::DeviceWrite)
+            if engine.check_running().is_ok() && engine.devices.healthy().next().is_some() =>
+        {
+            engine.failed_write_backs.set(engine.failed_write_backs.get() + 1);
+            if engine.failed_write_backs.get() >= FAILURES_MAX {
+                return Err(FsError::DeviceWrite);
+            }
+        }
+        Err(e) => return Err(e),
+    }
+    Ok(count)
 }
 
 /// Writes the plans' runs side by side and flushes them.
-async fn put_on_media(engine: &Inner, plans: &mut [Plan]) -> FsResult<()> {
+async fn put_on_media(engine: &Rc<Inner>, plans: &mut [Plan]) -> FsResult<()> {
     let mut under_way = Vec::new();
-    for plan in plans {
+    for (n, plan) in plans.iter_mut().enumerate() {
         for (place, skip, buf) in plan.writes.drain(..) {
-            under_way.push(engine.devices.write(place.device, place.offset + skip, buf, Fua::No));
+            let write = engine.devices.write(place.device, place.offset + skip, buf, Fua::No);
+            under_way.push(async move { (n, place, write.await.1) });
         }
     }
-    let results = futures_util::future::join_all(under_way).await;
-    let deps: Result<Deps, _> = results.into_iter().map(|(_, result)| result).collect();
-    let deps = deps.map_err(|_| FsError::DeviceWrite)?;
-    engine.devices.flush_covering(&deps).await.map_err(|_| FsError::DeviceWrite)
+    let mut deps = Deps::default();
+    let mut result = Ok(());
+    for (n, place, written) in futures_util::future::join_all(under_way).await {
+        match written {
+            Ok(dep) => deps.add(dep),
+            Err(e) => {
+                result = Err(engine.write_failed(&place, e));
+                let table = &mut engine.state.borrow_mut().table;
+                for id in &plans[n].nodes {
+                    table.update(*id, |node| node.unsure = true);
+                }
+            }
+        }
+    }
+    result?;
+    if planted::is(Fault::NodePointerEarly) {
+        return Ok(());
+    }
+    engine.devices.flush_covering(&deps).await.map_err(|_| {
+        engine.stop_without_devices();
+        FsError::DeviceWrite
+    })
 }
 
 /// Makes nodes dirty again whose write came to nothing.
@@ -149,6 +206,12 @@ fn shape(table: &Table, node: &Node) -> Shape {
     if room && pointer.runs < u16::MAX { Shape::Append } else { Shape::Rewrite(1) }
 }
 
+/// Whether the place of a node can be added to.
+fn is_trusted(engine: &Inner, node: &Node) -> bool {
+    let healthy = |p: &NodePlace| engine.devices.is_healthy(p.device);
+    !node.unsure && node.pointer.as_ref().is_some_and(|p| p.places.iter().all(healthy))
+}
+
 fn changed_bytes(node: &Node) -> usize {
     // An upper bound: positions may repeat.
     node.changed.iter().map(|p| entry_bytes(node.keys.get(*p).map_or(0, |v| v.len()))).sum()
@@ -157,6 +220,7 @@ fn changed_bytes(node: &Node) -> usize {
 /// Decides how a node is written, gets the space, and takes what changed.
 async fn plan(engine: &Rc<Inner>, id: u64) -> FsResult<Option<Plan>> {
     let mut holds: Vec<(Hold, Placed)> = Vec::new();
+    let mut neighbours_read = 0;
     loop {
         let wanted = {
             let mut state = engine.state.borrow_mut();
@@ -164,21 +228,43 @@ async fn plan(engine: &Rc<Inner>, id: u64) -> FsResult<Option<Plan>> {
             let sorted = table.update(id, |node| {
                 node.changed.sort_unstable();
                 node.changed.dedup();
-                !node.writing && node.is_dirty()
+                !node.writing && node.is_dirty() && node.merging_below == 0
             });
             let Some(node) = table.get_node(id).filter(|_| sorted == Some(true)) else { return Ok(None) };
-            let shape = shape(table, node);
+            let shape = match shape(table, node) {
+                Shape::Append if !is_trusted(engine, node) => Shape::Rewrite(1),
+                shape => shape,
+            };
             let is_root = table.root(node.ident.tree).node == id;
-            let sibling = if is_root || shape != Shape::Rewrite(1) { None } else { sibling(table, node) };
-            match shape {
-                Shape::Append => return append(engine, table, id).map(Some),
-                Shape::Rewrite(parts) => {
-                    let needed = parts + usize::from(is_root && parts > 1);
-                    if holds.len() >= needed {
-                        return rewrite(engine, table, id, sibling, parts, &mut holds).map(Some);
+            if is_root && let Some(child) = only_child(table, node) {
+                return Ok(Some(collapse(table, id, child)));
+            }
+            let many = matches!(shape, Shape::Rewrite(2..));
+            let merging = if is_root || many { Ok(Vec::new()) } else { neighbours(table, node) };
+            match (shape, merging) {
+                (_, Err(miss)) if neighbours_read < NEIGHBOURS_READ_MAX => Err(miss),
+                (shape, merging) => {
+                    let merging = merging.unwrap_or_default();
+                    match shape {
+                        Shape::Append if merging.is_empty() => return append(engine, table, id).map(Some),
+                        Shape::Append | Shape::Rewrite(_) => {
+                            let parts = if let Shape::Rewrite(parts) = shape { parts } else { 1 };
+                            let needed = parts + usize::from(is_root && parts > 1);
+                            if holds.len() >= needed {
+                                return rewrite(engine, table, id, merging, parts, &mut holds).map(Some);
+                            }
+                            Ok(needed)
+                        }
                     }
-                    needed
                 }
+            }
+        };
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
+            Err(miss) => {
+                neighbours_read += 1;
+                super::load(engine, miss).await?;
+                continue;
             }
         };
         while holds.len() < wanted {
@@ -188,34 +274,90 @@ async fn plan(engine: &Rc<Inner>, id: u64) -> FsResult<Option<Plan>> {
     }
 }
 
-/// A neighbour below the same parent that this node could merge with.
-fn sibling(table: &Table, node: &Node) -> Option<u64> {
-    let small =
-        |n: &Node| n.keys.live_bytes() < table.node_bytes / 4 && n.keys.len() < (table.keys_max / 3).max(2);
-    if !small(node) {
-        return None;
-    }
+/// Whether so little is left of a node that it should merge.
+fn is_small(table: &Table, node: &Node) -> bool {
+    node.keys.live_bytes() < table.node_bytes / 4 && node.keys.len() < (table.keys_max / 3).max(2)
+}
+
+/// Whether hardly anything is left of it: then a neighbour is worth being read in for the merge.
+fn is_tiny(table: &Table, node: &Node) -> bool {
+    node.keys.live_bytes() < table.node_bytes / 16 && node.keys.len() <= (table.keys_max / 12).max(1)
+}
+
+/// Neighbours below the same parent that this node could merge with; or one that would have to be read in to know.
+fn neighbours(table: &Table, node: &Node) -> Result<Vec<u64>, Miss> {
+    let mut found = Vec::new();
     let NodeIdent { tree, level, min, max, .. } = node.ident;
-    let fits = |id: u64| {
-        let other = table.get_node(id)?;
-        let together = node.keys.live_bytes() + other.keys.live_bytes();
-        let count = node.keys.len() + other.keys.len();
+    let Ok(parent) = table.locate(tree, level + 1, max) else { return Ok(found) };
+    // A node above that is being divided may get its border in the middle of a merge.
+    if !is_small(table, node) || parent.writing {
+        return Ok(found);
+    }
+    let (mut bytes, mut count) = (node.keys.live_bytes(), node.keys.len());
+    let count_max = (table.keys_max * 2 / 3).max(2);
+    let mut missing = None;
+    // Says whether the neighbour goes along.
+    let mut fits = |key: Pos, value: &[u8]| -> Option<NodeIdent> {
+        let Some(other) = NodePointer::node_of(value).and_then(|id| table.get_node(id)) else {
+            let pointer = NodePointer::parse(value).ok();
+            missing = missing.take().or(pointer.map(|pointer| Miss::Node(tree, pointer, key)));
+            return None;
+        };
         let good = !other.writing
             && other.pointer.is_some()
-            && together < table.node_bytes / 2
-            && count <= (table.keys_max * 2 / 3).max(2);
-        good.then_some(id)
+            && found.len() + 1 < MERGE_MAX
+            && bytes + other.keys.live_bytes() < table.node_bytes / 2
+            && count + other.keys.len() <= count_max;
+        if !good {
+            return None;
+        }
+        (bytes, count) = (bytes + other.keys.live_bytes(), count + other.keys.len());
+        found.push(other.ident.node);
+        Some(other.ident)
     };
-    let parent = table.locate(tree, level + 1, max).ok()?;
-    if let Some(next) = max.successor().filter(|p| *p <= parent.ident.max)
-        && let Some((_, value)) = parent.keys.first_from(next)
-        && let Some(id) = NodePointer::node_of(value).and_then(fits)
+    let mut at = max.successor().filter(|p| *p <= parent.ident.max);
+    while let Some(next) = at
+        && let Some(ident) = parent.keys.first_from(next).and_then(|(key, value)| fits(key, value))
     {
-        return Some(id);
+        at = ident.max.successor().filter(|p| *p <= parent.ident.max);
     }
-    let before = min.predecessor().filter(|p| *p >= parent.ident.min)?;
-    let (_, value) = parent.keys.last_to(before)?;
-    NodePointer::node_of(value).and_then(fits)
+    let mut at = min.predecessor().filter(|p| *p >= parent.ident.min);
+    while let Some(before) = at
+        && let Some(ident) = parent.keys.last_to(before).and_then(|(key, value)| fits(key, value))
+    {
+        at = ident.min.predecessor().filter(|p| *p >= parent.ident.min);
+    }
+    match missing {
+        Some(miss) if found.is_empty() && is_tiny(table, node) => Err(miss),
+        _ => Ok(found),
+    }
+}
+
+/// The node below a root that has no other, if it can take its place now.
+fn only_child(table: &Table, root: &Node) -> Option<u64> {
+    if root.ident.level == 0 || root.keys.len() != 1 || root.pointer.is_none() {
+        return None;
+    }
+    let (_, value) = root.keys.first_from(Pos::MIN)?;
+    let child = NodePointer::node_of(value)?;
+    table.get_node(child).is_none_or(|node| !node.writing).then_some(child)
+}
+
+/// Both are kept from being written meanwhile; what changed in the child stays with it.
+fn collapse(table: &mut Table, root: u64, child: u64) -> Plan {
+    let old = table.get_node(root).expect("planned in the same step").ident;
+    let taken = table.update(root, take_changes).expect("planned in the same step");
+    table.update(child, |node| node.writing = true);
+    Plan {
+        tree: old.tree,
+        level: old.level,
+        nodes: alloc::vec![root, child],
+        taken: alloc::vec![taken, (Vec::new(), None)],
+        writes: Vec::new(),
+        outcome: Outcome::Collapse { old, child },
+        above: None,
+        _holds: Vec::new(),
+    }
 }
 
 /// Nothing is taken from the node unless there is memory for the run.
@@ -246,6 +388,7 @@ fn append(engine: &Inner, table: &mut Table, id: u64) -> FsResult<Plan> {
         taken: alloc::vec![taken],
         writes: alloc::vec![(place, skip, buf)],
         outcome: Outcome::Append(ident, pointer),
+        above: None,
         _holds: Vec::new(),
     })
 }
@@ -264,17 +407,18 @@ fn rewrite(
     engine: &Inner,
     table: &mut Table,
     id: u64,
-    sibling: Option<u64>,
+    merging: Vec<u64>,
     parts: usize,
     holds: &mut Vec<(Hold, Placed)>,
 ) -> FsResult<Plan> {
     let seq = engine.journal.open_seq().0;
     let mut nodes = alloc::vec![id];
-    nodes.extend(sibling);
+    nodes.extend(merging);
     nodes.sort_by_key(|id| table.get_node(*id).map(|n| n.ident.min));
     let olds: Vec<NodeIdent> = nodes.iter().map(|id| table.get_node(*id).expect("resident").ident).collect();
     let (first, last) = (olds[0], olds[olds.len() - 1]);
-    assert!(first.max.successor() == Some(last.min) || olds.len() == 1, "nodes that merge are neighbours");
+    let neighbours = olds.windows(2).all(|two| two[0].max.successor() == Some(two[1].min));
+    assert!(neighbours, "nodes that merge are neighbours");
     let cuts = if parts > 1 { table.get_node(id).expect("resident").keys.cuts(parts) } else { Vec::new() };
     let mut bounds: Vec<(Pos, Pos)> = Vec::new();
     let mut min = first.min;
@@ -326,8 +470,13 @@ fn rewrite(
     let taken = nodes.iter().map(|id| table.update(*id, take_changes).expect("resident")).collect();
     // Keys may not divide into as many parts as they should; what is left over is released with the plan.
     let holds = holds.drain(..).map(|(hold, _)| hold).collect();
+    let above = match nodes.len() {
+        0 | 1 => None,
+        _ => table.locate(first.tree, first.level + 1, last.max).ok().map(|parent| parent.ident.node),
+    };
+    above.and_then(|id| table.update(id, |parent| parent.merging_below += 1));
     let outcome = Outcome::Rewrite { olds, parts: new, root };
-    Ok(Plan { tree: first.tree, level: first.level, nodes, taken, writes, outcome, _holds: holds })
+    Ok(Plan { tree: first.tree, level: first.level, nodes, taken, writes, outcome, above, _holds: holds })
 }
 
 fn pointer_to(ident: &NodeIdent, place: &Placed, size: usize, last_hash: u64) -> NodePointer {
@@ -376,6 +525,13 @@ async fn commit(engine: &Rc<Inner>, plan: &Plan) -> FsResult<Seq> {
                     roots.push((plan.tree, pointer.clone()));
                 }
             }
+            Outcome::Collapse { old, .. } => {
+                let at = (plan.tree, old.level, Pos::MAX);
+                let value = state.table.get(at.0, at.1, at.2)?.ok_or(Miss::Corrupt(at.0, at.2))?;
+                let pointer = NodePointer::parse(value).map_err(|_| Miss::Corrupt(at.0, at.2))?;
+                updates.insert(at, None);
+                roots.push((plan.tree, pointer));
+            }
         }
         Ok(Some((Proposal { updates, roots, takes_space: false }, ())))
     };
@@ -395,7 +551,7 @@ async fn commit(engine: &Rc<Inner>, plan: &Plan) -> FsResult<Seq> {
             done.expect("a node being written stays in memory");
         }
         (Step::After, Outcome::Rewrite { olds, parts, root }) => {
-            replace(state, olds, parts);
+            replace(state, olds, parts, seq);
             if let Some((ident, _)) = root {
                 // Its image on disk already holds the children that were just applied to it.
                 let pin = state.table.update(ident.node, |node| {
@@ -409,6 +565,21 @@ async fn commit(engine: &Rc<Inner>, plan: &Plan) -> FsResult<Seq> {
                 state.table.root_mut(plan.tree).node = parts[0].0.node;
             }
         }
+        (Step::After, Outcome::Collapse { old, child }) => {
+            let root = state.table.root_mut(plan.tree);
+            root.node = *child;
+            root.level = old.level - 1;
+            let old = state.table.remove(old.node).expect("a node being written stays in memory");
+            old.pin.into_iter().for_each(Pin::release);
+            if state.table.is_resident(*child) {
+                let pin = state.table.pin(seq);
+                state.table.update(*child, |node| {
+                    node.writing = false;
+                    // It may be the next to go.
+                    keep_older(&mut node.pin, pin);
+                });
+            }
+        }
     };
     let (_, seq) = engine
         .commit(JournalClass::Interior, propose, around)
@@ -418,7 +589,7 @@ async fn commit(engine: &Rc<Inner>, plan: &Plan) -> FsResult<Seq> {
 }
 
 /// Replaces nodes by the ones they were rewritten into, with what changed since as their changes.
-fn replace(state: &mut State, olds: &[NodeIdent], parts: &[(NodeIdent, NodePointer)]) {
+fn replace(state: &mut State, olds: &[NodeIdent], parts: &[(NodeIdent, NodePointer)], seq: Seq) {
     let old: Vec<_> = olds
         .iter()
         .map(|ident| state.table.remove(ident.node).expect("a node being written stays in memory"))
@@ -435,7 +606,28 @@ fn replace(state: &mut State, olds: &[NodeIdent], parts: &[(NodeIdent, NodePoint
                 keep_older(&mut node.pin, state.table.pin(pin.seq()));
             }
         }
+        if old.len() > 1 {
+            look_again(state, &mut node, seq);
+        }
         state.table.insert(node);
     }
     old.into_iter().filter_map(|node| node.pin).for_each(Pin::release);
+}
+
+/// After a merge: if still hardly anything is there, or if children of different parents have become neighbours, another
+/// write-back merges on.
+fn look_again(state: &mut State, node: &mut Node, seq: Seq) {
+    if is_tiny(&state.table, node) {
+        keep_older(&mut node.pin, state.table.pin(seq));
+    }
+    if node.ident.level == 0 {
+        return;
+    }
+    let children: Vec<u64> = node.keys.iter().filter_map(|(_, value)| NodePointer::node_of(value)).collect();
+    for id in children {
+        if state.table.get_node(id).is_some_and(|child| is_tiny(&state.table, child)) {
+            let pin = state.table.pin(seq);
+            state.table.update(id, |child| keep_older(&mut child.pin, pin));
+        }
+    }
 }

@@ -6,6 +6,7 @@ use super::group::{Cached, Dirty, GROUP_PAGES, Group, Slot};
 use super::page::{Page, Pages};
 use crate::engine::SpaceReservation;
 use crate::namespace::{Pending, PendingAttrs};
+use crate::planted::{self, Fault};
 use crate::vfs::{Bytes, FsResult, ObjectId, Seq};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -322,9 +323,14 @@ impl Cache {
     pub(crate) fn finish_load(&mut self, object: ObjectId, id: u64, number: u64, page: &Page) {
         let room = self.meter.bytes() <= self.budget.total_bytes;
         if let Some(slot) = self.slot_mut(object, number)
-            && matches!(slot, Slot::Loading(n) if *n == id)
+            && (matches!(slot, Slot::Loading(n) if *n == id) || planted::is(Fault::LoadOverwritesNewer))
         {
-            *slot = if room { Slot::Full(Cached { page: page.clone(), dirty: None }) } else { Slot::Empty };
+            match slot {
+                // Only where the fault is planted.
+                Slot::Full(cached) => cached.page = page.clone(),
+                _ if room => *slot = Slot::Full(Cached { page: page.clone(), dirty: None }),
+                _ => *slot = Slot::Empty,
+            }
         }
     }
 
@@ -597,14 +603,14 @@ impl Cache {
     /// Whether a taken page's content may still be committed.
     pub(crate) fn may_commit(&self, object: ObjectId, page: &TakenPage) -> bool {
         let dirty = self.files.get(&object).and_then(|file| file.dirty(page.number));
-        dirty.is_some_and(|dirty| page.version >= dirty.floor)
+        dirty.is_some_and(|dirty| page.version >= dirty.floor || planted::is(Fault::OldWriteBackWins))
     }
 
     /// A taken page was committed: clean, unless it changed meanwhile.
     pub(crate) fn committed(&mut self, object: ObjectId, page: &TakenPage) {
         let Some(file) = self.files.get_mut(&object) else { return };
         let Some(dirty) = file.dirty(page.number).copied() else { return };
-        if dirty.version == page.version {
+        if dirty.version == page.version || planted::is(Fault::PageCleanedEarly) {
             file.forget_dirty(page.number);
             self.dirty_pages -= 1;
         } else if let Some(dirty) = file.cached_mut(page.number).and_then(|c| c.dirty.as_mut()) {

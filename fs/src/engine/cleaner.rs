@@ -15,6 +15,7 @@ use core::task::Poll;
 use core::time::Duration;
 use moraine_format::Tree;
 use moraine_format::journal::Seq;
+use moraine_platform::error;
 
 /// How long background work waits when there is no memory for it.
 const MEMORY_RETRY: Duration = Duration::from_millis(5);
@@ -22,6 +23,8 @@ const MEMORY_RETRY: Duration = Duration::from_millis(5);
 const BATCH: usize = 16;
 /// The same when the journal is nearly full: what one batch puts into it must fit.
 const BATCH_TIGHT: usize = 4;
+/// Rounds without progress after which an unmount leaves the rest to the journal.
+const FRUITLESS_MAX: usize = 8;
 /// From this fill of the journal on it is, in thousandths.
 const TIGHT_PERMILLE: u64 = 930;
 
@@ -135,15 +138,23 @@ async fn log_roots_again(engine: &Rc<Inner>, nothing_else: bool) -> FsResult<usi
 /// Reads in every node that the recovered journal has changes for.
 async fn fold_overlay(engine: &Rc<Inner>) -> FsResult<()> {
     loop {
-        let miss = {
+        let (tree, level, pos, miss) = {
             let state = engine.state.borrow();
             let Some((tree, level, pos)) = state.table.overlay.keys().next().copied() else { return Ok(()) };
-            state.table.get(tree, level, pos).err()
+            (tree, level, pos, state.table.get(tree, level, pos).err())
         };
         match miss {
             Some(miss) => btree::load(engine, miss).await?,
             // A node in memory has taken its part of the overlay; what is left belongs to no node.
-            None => return Err(FsError::Corrupt),
+            None => {
+                let root = engine.state.borrow().table.root(tree).level;
+                let name = tree.name();
+                error!(
+                    "fs",
+                    "a key of tree {name}, level {level}, at {pos} is in no node; the root's level is {root}"
+                );
+                return Err(FsError::Corrupt);
+            }
         }
         if engine.closing.get() {
             return Ok(());
@@ -166,7 +177,11 @@ async fn discard_empty(engine: &Rc<Inner>) -> FsResult<()> {
         }
         let idle = engine.paused.get() || busy(engine, discard::free_empty_buckets(engine)).await? == 0;
         let low = idle && !engine.paused.get() && engine.state.borrow().buckets.is_low();
-        if low && busy(engine, collect::collect_one(engine)).await? {
+        let collected = match low {
+            true => busy(engine, collect::collect_if_room(engine)).await?,
+            false => false,
+        };
+        if collected {
             engine.make_durable(engine.newest_seq()).await?;
             continue;
         }
@@ -183,13 +198,15 @@ async fn discard_empty(engine: &Rc<Inner>) -> FsResult<()> {
 /// Writes back until nothing is dirty, or for as many rounds as make sense: each write-back dirties a few nodes itself.
 pub(super) async fn clean_all(engine: &Rc<Inner>) -> FsResult<()> {
     fold_overlay(engine).await?;
-    let mut left = usize::MAX;
+    let (mut left, mut fruitless) = (usize::MAX, 0);
     loop {
         let dirty = engine.state.borrow().table.oldest_dirty(usize::MAX);
-        if dirty.is_empty() || dirty.len() >= left {
+        // Trees that shrink take a few rounds in which as many nodes become dirty as are written.
+        fruitless = if dirty.len() < left { 0 } else { fruitless + 1 };
+        if dirty.is_empty() || fruitless > FRUITLESS_MAX {
             return Ok(());
         }
-        left = dirty.len();
+        left = left.min(dirty.len());
         let tight = engine.journal.fill_permille() > TIGHT_PERMILLE;
         for batch in dirty.chunks(if tight { BATCH_TIGHT } else { BATCH }) {
             btree::write_back(engine, batch).await?;

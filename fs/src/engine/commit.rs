@@ -8,6 +8,7 @@
 use super::{Inner, Mode, State};
 use crate::btree::{self, Key, Miss, View};
 use crate::journal::{Class as JournalClass, Reservation};
+use crate::planted::{self, Fault};
 use crate::space::triggers::{self, RootChange, Transition};
 use crate::tx::Value;
 use crate::vfs::{FsError, FsResult};
@@ -83,7 +84,7 @@ impl Inner {
         let mut misses = 0;
         let mut kept = None;
         loop {
-            self.check_running()?;
+            self.check_open()?;
             let obstacle = match self.try_commit(&mut reservation, class, &mut propose, &mut around) {
                 Ok(done) => return Ok(done),
                 Err(obstacle) => obstacle,
@@ -136,6 +137,9 @@ impl Inner {
     ) -> Result<Option<(T, Seq)>, Obstacle> {
         let mut state = self.state.borrow_mut();
         let Some((proposal, value)) = propose(&state)? else { return Ok(None) };
+        if !proposal.updates.is_empty() || !proposal.roots.is_empty() {
+            self.check_running().map_err(Obstacle::Refused)?;
+        }
         if proposal.takes_space && state.buckets.is_metadata_short() {
             return Err(Obstacle::Refused(FsError::NoSpace));
         }
@@ -194,7 +198,12 @@ impl Inner {
                 Some(value) => Item::put(*tree, *level, *pos, value),
                 None => Item::delete(*tree, *level, *pos),
             })
-            .chain(pointers.iter().map(|(tree, level, pointer)| Item::root(*tree, *level, pointer)))
+            .chain(
+                pointers
+                    .iter()
+                    .filter(|_| !planted::is(Fault::RootNotLogged))
+                    .map(|(tree, level, pointer)| Item::root(*tree, *level, pointer)),
+            )
             .collect();
         let appended = self.journal.append(room, &items);
         assert!(appended == seq, "a commit is in the journal entry it was prepared for");

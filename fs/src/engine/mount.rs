@@ -32,7 +32,7 @@ const NODE_IDS_PER_MOUNT_BITS: u32 = 36;
 pub struct Budget {
     /// Bytes for nodes in memory. Dirty ones may exceed it for a while.
     pub node_cache_bytes: usize,
-    /// The most keys of a node; tests force deep trees with it.
+    /// The most keys of a node; tests force deep trees with it. At least [`NODE_KEYS_MIN`].
     pub node_keys_max: usize,
     /// Bounds of the journal.
     pub journal: journal::Options,
@@ -44,9 +44,19 @@ impl Default for Budget {
     }
 }
 
+/// The fewest keys that nodes must be allowed to hold.
+///
+/// Writing a node to a new place changes about eight keys of other trees (its parent's, two buckets', two backpointers,
+/// two places in the list of fragmented buckets, a counter), each of which makes a leaf dirty and in turn the nodes above
+/// it. A node of 32 KiB takes eight small writes before it needs a new place. So write-back gets ahead of itself only if
+/// those keys share leaves: with 12 keys a leaf they do, with four they do not, and cleaning one node dirties more than one.
+pub const NODE_KEYS_MIN: usize = 12;
+
 /// Why what the journal or a tree holds cannot be mounted.
 #[derive(Debug)]
 pub enum RunError {
+    /// Nodes of so few keys cannot be written back faster than that makes others dirty.
+    NodeKeys(usize),
     /// The journal cannot be recovered.
     Recover(RecoverError),
     /// A journal item or a key that mounting needs makes no sense.
@@ -58,6 +68,7 @@ pub enum RunError {
 impl core::fmt::Display for RunError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
+            RunError::NodeKeys(keys) => write!(f, "{keys} keys a node, at least {NODE_KEYS_MIN} are needed"),
             RunError::Recover(e) => write!(f, "journal: {e}"),
             RunError::Format(tree, e) => write!(f, "tree {}: {e}: run fsck", tree.name()),
             RunError::Fs(e) => e.fmt(f),
@@ -109,6 +120,9 @@ impl Engine {
         mode: Mode,
     ) -> Result<Engine, RunError> {
         let began = platform.clock.now();
+        if budget.node_keys_max < NODE_KEYS_MIN {
+            return Err(RunError::NodeKeys(budget.node_keys_max));
+        }
         let devices = &superblocks.devices().clone();
         let current = superblocks.current();
         let (history, rot) = match journal::read_history(devices, &current).await {
@@ -160,13 +174,16 @@ impl Engine {
             pool_tag: superblock.pool_tag(),
             epoch: superblock.mount_epoch,
             usable: superblock.members.iter().map(usable_ranges).collect(),
-            state: RefCell::new(State { table, buckets: Buckets::new(&geometry) }),
+            state: RefCell::new(State { table, buckets: Buckets::new(&geometry, node_bytes as u64) }),
             geometry,
             devices: devices.clone(),
             journal,
             newest,
             collecting: Semaphore::new(1),
             uncollectable: RefCell::default(),
+            quarantined: RefCell::default(),
+            freeing: Cell::new(0),
+            failed_write_backs: Cell::new(0),
             loading: RefCell::default(),
             written_back: Event::new(),
             cleaner_wanted: Event::new(),
@@ -233,6 +250,7 @@ impl Engine {
             Err(e) => Err(e),
         };
         inner.stopped.set(Some(FsError::ShuttingDown));
+        drop(inner.quarantined.take());
         let durable = inner.journal.publish_tail().await.map_err(super::journal_error);
         let ended = inner.journal.shut_down().await.map(|_| ()).map_err(super::journal_error);
         result.and(durable).and(ended)

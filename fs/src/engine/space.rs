@@ -2,7 +2,8 @@
 
 use super::{Engine, Inner, Mode};
 use crate::btree;
-use crate::device::Deps;
+use crate::device::{Deps, DeviceError};
+use crate::planted::{self, Fault};
 use crate::space::buckets::{Short, Writer};
 use crate::space::{collect, discard};
 use crate::vfs::{FsError, FsResult};
@@ -11,10 +12,14 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::future::Future;
 use core::pin::Pin;
-use moraine_platform::{BLOCK_SIZE, Buf, Fua, warn};
+use moraine_platform::{BLOCK_SIZE, Buf, Fua, IoError, warn};
 
 /// Buckets collected in a row without a free one more before a writer is told that there is no room.
 const FRUITLESS_MAX: usize = 32;
+/// Buckets of one device a write into which may fail before the device is not believed any more.
+const QUARANTINE_MAX: usize = 32;
+/// Places at which a piece of data is tried.
+const PLACES_MAX: usize = 3;
 
 /// A place on a device where data lies, as extent keys refer to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,13 +81,20 @@ impl Drop for SpaceReservation {
 /// New space being got.
 pub(crate) type Carving<'a> = Pin<Box<dyn Future<Output = FsResult<(Hold, Placed)>> + 'a>>;
 
-/// Data on a device, not yet referred to by a key. Hand `dep` to [`crate::tx::Tx::data_written`] in the transaction that
-/// inserts the extent keys: the commit is durable only after the data is.
+/// Data on a device, not yet referred to by a key. Make it durable with [`Engine::make_data_durable`], then hand `dep` to
+/// [`crate::tx::Tx::data_written`] in the transaction that inserts the extent keys.
 pub struct WrittenData {
     /// Where it lies, in order of the data; more than one if it did not fit one bucket.
     pub places: Vec<Placed>,
-    /// What a durable commit that refers to it must wait for. The space stays claimed while this or a clone lives.
+    /// What must be flushed before a commit refers to it. The space stays claimed while this or a clone lives.
     pub dep: DataDep,
+}
+
+/// Data as it was put on devices.
+struct Put {
+    places: Vec<Placed>,
+    deps: Deps,
+    holds: Vec<Hold>,
 }
 
 /// Data writes that a commit depends on.
@@ -157,8 +169,20 @@ impl Engine {
         &self,
         kind: DataKind,
         data: Buf,
-        mut reservation: Option<&mut SpaceReservation>,
+        reservation: Option<&mut SpaceReservation>,
     ) -> FsResult<WrittenData> {
+        let Put { places, deps, holds } = self.put(kind, data, reservation, PLACES_MAX).await?;
+        Ok(WrittenData { places, dep: DataDep(Rc::new(DataDepInner { deps, _holds: holds })) })
+    }
+
+    /// Writes `data` somewhere; what cannot be written there goes elsewhere, at so many places in all.
+    async fn put(
+        &self,
+        kind: DataKind,
+        data: Buf,
+        mut reservation: Option<&mut SpaceReservation>,
+        tries: usize,
+    ) -> FsResult<Put> {
         let inner = &self.inner;
         let (mut holds, mut places) = (Vec::new(), Vec::new());
         let mut left = data.len() as u64;
@@ -171,25 +195,50 @@ impl Engine {
             holds.push(hold);
             places.push(place);
         }
-        let mut deps = Deps::default();
-        let mut whole = Some(data);
+        let mut done = Put { places: Vec::new(), deps: Deps::default(), holds };
+        let (mut whole, pieces) = (Some(data), places.len());
         let mut at = 0;
-        for place in &places {
+        for place in places {
             let len = place.len as usize;
-            let piece = if places.len() == 1 {
+            let piece = if pieces == 1 {
                 whole.take().expect("a single piece is the whole")
             } else {
                 let all = whole.as_ref().expect("pieces are copied from the whole");
                 Buf::copy_of(&all[at..at + len]).map_err(|_| FsError::NoMemory)?
             };
             at += len;
-            let (_, result) = inner.devices.write(place.device, place.offset, piece, Fua::No).await;
-            deps.add(result.map_err(|e| {
-                warn!("fs", "data write at {}:{}: {e}", place.device, place.offset);
-                FsError::DeviceWrite
-            })?);
+            let (piece, result) = inner.devices.write(place.device, place.offset, piece, Fua::No).await;
+            match result.map_err(|e| inner.write_failed(&place, e)) {
+                Ok(dep) => {
+                    done.deps.add(dep);
+                    done.places.push(place);
+                }
+                Err(FsError::DeviceWrite) if tries > 1 => {
+                    let elsewhere = Box::pin(self.put(kind, piece, None, tries - 1)).await;
+                    // Whatever stood in the way of that, the reason is that a write failed.
+                    let elsewhere = elsewhere.map_err(|_| FsError::DeviceWrite)?;
+                    done.deps.merge(&elsewhere.deps);
+                    done.places.extend(elsewhere.places);
+                    done.holds.extend(elsewhere.holds);
+                }
+                Err(e) => return Err(e),
+            }
         }
-        Ok(WrittenData { places, dep: DataDep(Rc::new(DataDepInner { deps, _holds: holds })) })
+        Ok(done)
+    }
+
+    /// Puts written data on media. A commit refers to data only after this: so no commit ever waits for what strangers
+    /// wrote, and whoever holds the data in memory lets go of it only when it is safe. Shares flushes with others.
+    pub async fn make_data_durable<'d>(&self, data: impl Iterator<Item = &'d DataDep>) -> FsResult<()> {
+        let deps: Deps = data.flat_map(|d| d.0.deps.iter()).collect();
+        if planted::is(Fault::DataNotFlushed) {
+            return Ok(());
+        }
+        self.inner.devices.flush_covering(&deps).await.map_err(|(device, e)| {
+            warn!("fs", "data on device {device} could not be flushed: {e}");
+            self.inner.stop_without_devices();
+            FsError::DeviceWrite
+        })
     }
 
     /// Reads `len` bytes at `place.offset + skip` (whole blocks) as they are on the device; the caller verifies them.
@@ -206,7 +255,7 @@ impl Engine {
         let inner = self.inner.clone();
         let hold = inner.hold_place(&place);
         async move {
-            let _hold = hold?;
+            let _hold = if planted::is(Fault::ReaderNotHeld) { None } else { Some(hold?) };
             let buf = Buf::zeroed(len as usize).map_err(|_| FsError::NoMemory)?;
             let (buf, result) = inner.devices.read(place.device, place.offset + skip as u64, buf).await;
             match result {
@@ -219,13 +268,15 @@ impl Engine {
         }
     }
 
-    /// Tries to make room for `bytes` more: waits for buckets on their way to free, and collects fragmented ones. Says
+    /// Tries to make room for `bytes` more: waits for buckets on their way to free and for what is being deleted, and
+    /// collects fragmented ones. Says
     /// whether it got anywhere, so that asking [`Engine::reserve`] again makes sense.
     pub async fn make_room(&self, bytes: u64) -> FsResult<bool> {
         let inner = &self.inner;
         let before = inner.state.borrow().buckets.available();
         let mut fruitless = 0;
         loop {
+            let ticket = inner.buckets_changed.ticket();
             inner.check_running()?;
             if inner.state.borrow().buckets.available() >= bytes {
                 return Ok(true);
@@ -238,12 +289,15 @@ impl Engine {
                     continue;
                 }
             }
-            let collected = collect::collect_one(inner).await?;
+            let collected = collect::collect_if_room(inner).await?;
             inner.make_durable(inner.newest_seq()).await?;
             discard::free_empty_buckets(inner).await?;
             // Several buckets may have to be emptied before one more is free.
             fruitless = if inner.state.borrow().buckets.unclaimed() > unclaimed { 0 } else { fruitless + 1 };
-            if !collected || fruitless > FRUITLESS_MAX {
+            if (!collected || fruitless > FRUITLESS_MAX) && inner.freeing.get() > 0 {
+                fruitless = 0;
+                inner.buckets_changed.after(ticket).await;
+            } else if !collected || fruitless > FRUITLESS_MAX {
                 return Ok(inner.state.borrow().buckets.available() > before);
             }
         }
@@ -270,6 +324,38 @@ impl Inner {
         Ok(self.hold(place.device, bucket))
     }
 
+    /// A write at `place` failed. Something of it may be there, or still get there: nothing else is put into its bucket
+    /// before the next mount. Too many of that, and the device is not believed any more.
+    pub(crate) fn write_failed(self: &Rc<Self>, place: &Placed, error: DeviceError) -> FsError {
+        warn!("fs", "write at {}:{}: {error}", place.device, place.offset);
+        if error == DeviceError::OutOfMemory {
+            return FsError::NoMemory;
+        }
+        if error == DeviceError::Io(IoError::Gone) {
+            self.devices.fail(place.device, "it is gone");
+        } else if let DeviceError::Io(_) = error
+            && let Ok(hold) = self.hold_place(&Placed { len: 1, ..*place })
+        {
+            self.state.borrow_mut().buckets.close(hold.device, hold.bucket);
+            let mut quarantined = self.quarantined.borrow_mut();
+            if !quarantined.iter().any(|h| (h.device, h.bucket) == (hold.device, hold.bucket)) {
+                quarantined.push(hold);
+            }
+            if quarantined.iter().filter(|h| h.device == place.device).count() > QUARANTINE_MAX {
+                self.devices.fail(place.device, "too many writes failed");
+            }
+        }
+        self.stop_without_devices();
+        FsError::DeviceWrite
+    }
+
+    /// Stops if there is nowhere left to write to.
+    pub(crate) fn stop_without_devices(&self) {
+        if self.devices.healthy().next().is_none() {
+            self.stop("no device is left that can be written to");
+        }
+    }
+
     /// Gets up to `len` bytes of new space (all of them for nodes), waiting for buckets to be freed if need be.
     pub(crate) fn carve<'a>(self: &'a Rc<Self>, writer: Writer, len: u64) -> Carving<'a> {
         Box::pin(async move {
@@ -278,6 +364,9 @@ impl Inner {
                 self.check_running()?;
                 let short = {
                     let buckets = &mut self.state.borrow_mut().buckets;
+                    if !buckets.believe_only(|device| self.devices.is_healthy(device)) {
+                        return Err(FsError::DeviceWrite);
+                    }
                     match buckets.carve(writer, len) {
                         Ok(place) => {
                             let bucket = buckets.bucket_of(&place);
@@ -316,7 +405,9 @@ impl Inner {
 
     /// Frees buckets, or waits for those that hold them; [`FsError::NoSpace`] when nothing can come of waiting.
     async fn wait_for_buckets(self: &Rc<Self>) -> FsResult<()> {
-        if self.mode.get() != Mode::Serving || self.state.borrow().buckets.waiting_for_discard() == 0 {
+        // Those that are held for good will not come.
+        let lost = self.quarantined.borrow().len() as u64;
+        if self.mode.get() != Mode::Serving || self.state.borrow().buckets.waiting_for_discard() <= lost {
             return Err(FsError::NoSpace);
         }
         let ticket = self.buckets_changed.ticket();

@@ -10,21 +10,19 @@ use crate::cache::store::{Edge, Loaded};
 use crate::extent::{self, END};
 use crate::namespace::record::drop_privileges;
 use crate::namespace::{Names, corrupt, inode_of, object};
+use crate::planted::{self, Fault};
 use crate::tx::Class;
 use crate::vfs::*;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::time::Duration;
 use moraine_format::inode::Inode;
 use moraine_format::record::LoggedOp;
 use moraine_format::{Pos, Tree};
 use moraine_platform::{BLOCK_SIZE, Timestamp};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
-/// Pause after a step of a background cut failed.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Key of a file's logged operation; one at a time.
 fn op_key(inode: u64) -> Pos {
@@ -41,6 +39,10 @@ impl Hole {
     fn of(start: u64, end: u64) -> Hole {
         let whole = start.next_multiple_of(BLOCK)..end / BLOCK * BLOCK;
         let (first, last) = (start / BLOCK, end / BLOCK);
+        if planted::is(Fault::TruncateLeavesTail) {
+            let whole = if whole.start < whole.end { whole } else { 0..0 };
+            return Hole { whole, edges: [None, None] };
+        }
         let (skip, keep) = ((start % BLOCK) as usize, (end % BLOCK) as usize);
         let edges = if first == last {
             [(skip < keep).then_some((first, skip..keep)), None]
@@ -186,6 +188,7 @@ impl Inner {
         let _pin = self.pin(object);
         let mut loaded: Vec<Loaded> = Vec::new();
         loop {
+            self.engine.check_running()?;
             if self.wait_for_cut(object, 0..u64::MAX).await {
                 continue;
             }
@@ -230,7 +233,7 @@ impl Inner {
             drop_pages(self, object, &hole, edges);
             let mut change = self.stamped(number, (&old, &new), seq, (), |pending| fix(pending, &new));
             change.pre = pre;
-            if more {
+            if more && !planted::is(Fault::MaskForgotten) {
                 self.cache.borrow_mut().file(object).masked = Some(hole.whole.clone());
                 self.spawn_cut_steps(number);
             }
@@ -270,7 +273,7 @@ impl Inner {
             inlined[n] = Some(version);
         }
         let mut more = false;
-        if hole.whole.start < hole.whole.end {
+        if hole.whole.start < hole.whole.end && !planted::is(Fault::PunchKeepsData) {
             let Range { start, end } = hole.whole;
             let cleared = extent::clear(names.tx, number, start..end, self.options.cut_keys).await?;
             used -= cleared.freed as i64;
@@ -289,6 +292,10 @@ impl Inner {
     /// If a cut is still deleting what lies in `range` of a file, waits for a change and says so.
     pub(super) async fn wait_for_cut(&self, object: ObjectId, range: Range<u64>) -> bool {
         let ticket = self.cleaned.ticket();
+        if self.engine.check_running().is_err() {
+            // Nobody goes on with it. Who asks to change something is refused.
+            return false;
+        }
         let masked = self.cache.borrow().get(object).and_then(|f| f.masked.clone());
         match masked {
             Some(masked) if masked.start < range.end && range.start < masked.end => {
@@ -302,25 +309,29 @@ impl Inner {
     /// Does the rest of a logged cut in the background.
     pub(super) fn spawn_cut_steps(self: &Rc<Self>, number: u64) {
         let inner = self.clone();
+        inner.engine.freeing_begins();
         self.spawn("cut", async move {
             loop {
-                match inner.cut_step(number).await {
+                let step = inner.cut_step(number).await;
+                if inner.stopping.get() && step != Ok(false) {
+                    // The key is there: the next mount goes on.
+                    return inner.engine.freeing_ends();
+                }
+                match step {
                     Ok(true) => {}
                     Ok(false) => break,
-                    Err(FsError::Corrupt) => return,
+                    Err(FsError::Corrupt) => return inner.engine.freeing_ends(),
                     Err(error) => {
                         moraine_platform::warn!("fs", "inode {number}: cutting goes on later: {error}");
-                        if inner.stopping.get() {
-                            return;
-                        }
-                        inner.engine.platform().clock.sleep(RETRY_AFTER).await;
+                        inner.engine.freeing_ends();
+                        // Who waits for its end may have to be told that there will be none.
+                        inner.cleaned.notify();
+                        inner.pause_after_failure(&inner.work).await;
+                        inner.engine.freeing_begins();
                     }
                 }
-                if inner.stopping.get() {
-                    // The key is there: the next mount goes on.
-                    return;
-                }
             }
+            inner.engine.freeing_ends();
             let mut cache = inner.cache.borrow_mut();
             cache.file(object(number)).masked = None;
             cache.settle(object(number));

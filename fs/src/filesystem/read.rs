@@ -11,6 +11,7 @@ use crate::engine::Placed;
 use crate::extent;
 use crate::namespace::inode_of;
 use crate::namespace::record::attr_of;
+use crate::planted::{self, Fault};
 use crate::tx::Class;
 use crate::vfs::{Caller, FsError, FsResult, ObjectId, ReadData};
 use alloc::rc::Rc;
@@ -249,6 +250,9 @@ impl Inner {
 
 /// Whether every block matches its checksum.
 fn verify(buf: &[u8], stored: &Stored) -> bool {
+    if planted::is(Fault::DataNotVerified) {
+        return true;
+    }
     let mut blocks = buf.chunks_exact(BLOCK_SIZE);
     buf.len() == stored.checksums.len() * BLOCK_SIZE
         && stored

@@ -1,10 +1,11 @@
 //! Write-back: dirty pages become extents on devices, or, where that is the shorter way to durability, bytes in keys.
 //!
 //! One commit brings extents, size and times of a file together. Pages stay dirty until that commit, whatever fails
-//! before it. Three ways lead to it:
+//! before it, and it is made only when their content is past the device's cache: so a failed flush finds everything it
+//! may have lost still dirty, and nobody's sync waits for what others wrote. Three ways lead to it:
 //!
 //! - **batch**: pages → contiguous runs of at most 128 KiB → [`Engine::write_data`](crate::engine::Engine::write_data), side by side →
-//!   one transaction with the extents;
+//!   a flush, shared by what was written meanwhile → one transaction with the extents;
 //! - **inline sync**: one dirty page that must be durable now goes into the transaction itself, so that one journal write
 //!   is all a sync waits for; it stays dirty in the sense that a later batch moves it out of the tree;
 //! - **small file**: a file of at most [`SMALL_FILE_MAX`] bytes stays inline for good.
@@ -16,6 +17,7 @@ use crate::cache::store::{Take, Which};
 use crate::engine::{DataDep, DataKind, Placed, SpaceReservation};
 use crate::extent;
 use crate::namespace::{Names, Pending, inode_of, object};
+use crate::planted::{self, Fault};
 use crate::tx::Class;
 use crate::vfs::*;
 use alloc::rc::Rc;
@@ -29,6 +31,10 @@ use smallvec::smallvec;
 const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Pages of one batch: 2 MiB.
 const BATCH_PAGES: usize = 512;
+/// Pages that share a flush, at most: 8 MiB.
+const FLUSH_PAGES: usize = 2048;
+/// ... and at most this part of the pages that may be dirty, so that writers wait for a part of them only.
+const FLUSH_SHARE: usize = 4;
 /// Extents put in one commit.
 const COMMIT_EXTENTS: usize = 32;
 /// The largest file that stays in its keys.
@@ -59,9 +65,16 @@ impl Drop for Batch<'_> {
     }
 }
 
+/// A batch on its devices, not committed yet.
+struct Landed<'a> {
+    batch: Batch<'a>,
+    placements: Vec<Placement>,
+}
+
 /// A run of pages as it was placed on a device.
-struct Placement<'a> {
-    pages: &'a [TakenPage],
+struct Placement {
+    /// Which of the batch's pages.
+    pages: Range<usize>,
     place: Placed,
     checksums: Vec<u32>,
     dep: DataDep,
@@ -70,6 +83,15 @@ struct Placement<'a> {
 impl Inner {
     /// Makes the content of `pages` durable, with size and times; returns the commit that does.
     pub(super) async fn sync_range(self: &Rc<Self>, object: ObjectId, pages: Range<u64>) -> FsResult<Seq> {
+        let result = self.try_sync_range(object, pages).await;
+        if let Err(FsError::DeviceWrite | FsError::Stopped) = result {
+            // Who is told this must not believe that what was written before is safe.
+            self.change_verifier();
+        }
+        result
+    }
+
+    async fn try_sync_range(self: &Rc<Self>, object: ObjectId, pages: Range<u64>) -> FsResult<Seq> {
         let single = {
             let cache = self.cache.borrow();
             let file = cache.get(object);
@@ -139,45 +161,72 @@ impl Inner {
         if self.is_small(object) && self.commit_inline(object, 0).await.is_ok() {
             return Ok(());
         }
+        let share = self.cache.borrow().budget().dirty_bytes / BLOCK_SIZE / FLUSH_SHARE;
+        let together = FLUSH_PAGES.min(share).max(1);
         loop {
             let ticket = self.cleaned.ticket();
-            let take = self.cache.borrow_mut().take(object, pages.clone(), until, which, BATCH_PAGES);
-            match take {
-                Take::Nothing => return Ok(()),
-                Take::InFlight => self.cleaned.after(ticket).await,
-                Take::Batch(taken, space) => {
-                    let batch = Batch { inner: self, object, pages: taken };
-                    let result = self.write_batch(&batch, space).await;
-                    drop(batch);
-                    if let Err(error) = result {
-                        moraine_platform::warn!("fs", "inode {}: write-back failed: {error}", object.inode);
-                        self.change_verifier();
-                        return Err(error);
+            let mut written = Vec::new();
+            let (mut left, mut in_flight) = (together, false);
+            let mut result = Ok(());
+            while left > 0 && result.is_ok() {
+                let most = left.min(BATCH_PAGES);
+                let take = self.cache.borrow_mut().take(object, pages.clone(), until, which, most);
+                match take {
+                    Take::Nothing => break,
+                    Take::InFlight => {
+                        in_flight = !planted::is(Fault::InFlightIgnored);
+                        break;
+                    }
+                    Take::Batch(taken, space) => {
+                        left -= taken.len();
+                        let batch = Batch { inner: self, object, pages: taken };
+                        result = self.write_batch(batch, space).await.map(|w| written.push(w));
                     }
                 }
+            }
+            if written.is_empty() && result.is_ok() {
+                if !in_flight {
+                    return Ok(());
+                }
+                self.cleaned.after(ticket).await;
+                continue;
+            }
+            if result.is_ok() {
+                result = self.settle_batches(&written).await;
+            }
+            drop(written);
+            if let Err(error) = result {
+                moraine_platform::warn!("fs", "inode {}: write-back failed: {error}", object.inode);
+                self.change_verifier();
+                return Err(error);
             }
         }
     }
 
-    async fn write_batch(&self, batch: &Batch<'_>, mut space: SpaceReservation) -> FsResult<()> {
+    async fn write_batch<'a>(&self, batch: Batch<'a>, mut space: SpaceReservation) -> FsResult<Landed<'a>> {
         let bytes = (batch.pages.len() * BLOCK_SIZE) as u64;
         let _permit = self.writeback.take(bytes).await;
         if space.bytes() < bytes {
             space.merge(self.engine.reserve(bytes - space.bytes())?);
         }
-        let placed = self.place(&batch.pages, &mut space).await?;
-        for placements in placed.chunks(COMMIT_EXTENTS) {
-            self.commit_placements(batch.object, placements).await?;
+        let placements = self.place(&batch.pages, &mut space).await?;
+        Ok(Landed { batch, placements })
+    }
+
+    /// Makes batches durable where they are, and then part of their file.
+    async fn settle_batches(&self, written: &[Landed<'_>]) -> FsResult<()> {
+        let data = written.iter().flat_map(|w| &w.placements).map(|p| &p.dep);
+        self.engine.make_data_durable(data).await?;
+        for Landed { batch, placements } in written {
+            for placements in placements.chunks(COMMIT_EXTENTS) {
+                self.commit_placements(batch, placements).await?;
+            }
         }
         Ok(())
     }
 
     /// Writes runs of contiguous pages to devices, side by side.
-    async fn place<'p>(
-        &self,
-        pages: &'p [TakenPage],
-        space: &mut SpaceReservation,
-    ) -> FsResult<Vec<Placement<'p>>> {
+    async fn place(&self, pages: &[TakenPage], space: &mut SpaceReservation) -> FsResult<Vec<Placement>> {
         let mut runs = Vec::new();
         for mut rest in runs_of(pages) {
             while !rest.is_empty() {
@@ -189,24 +238,26 @@ impl Inner {
                     checksums.push(moraine_accel::crc32c(block));
                 }
                 let space = space.split(buf.len() as u64);
-                runs.push((run, buf, checksums, space));
+                runs.push((buf, checksums, space));
                 rest = after;
             }
         }
-        let written = join_all(runs.into_iter().map(|(run, buf, checksums, mut space)| async move {
+        let written = join_all(runs.into_iter().map(|(buf, checksums, mut space)| async move {
             let data = self.engine.write_data(DataKind::User, buf, &mut space).await?;
-            Ok((run, checksums, data))
+            Ok((checksums, data))
         }))
         .await;
         let mut placements = Vec::new();
+        let mut first = 0;
         for result in written {
-            let (mut run, mut checksums, data): (&[TakenPage], Vec<u32>, _) = result?;
+            // Runs follow each other without a gap.
+            let (mut checksums, data): (Vec<u32>, _) = result?;
             for place in data.places {
                 let count = place.len as usize / BLOCK_SIZE;
-                let (here, rest) = run.split_at(count);
-                let rest_sums = checksums.split_off(count);
-                placements.push(Placement { pages: here, place, checksums, dep: data.dep.clone() });
-                (run, checksums) = (rest, rest_sums);
+                let rest = checksums.split_off(count);
+                let pages = first..first + count;
+                placements.push(Placement { pages, place, checksums, dep: data.dep.clone() });
+                (first, checksums) = (first + count, rest);
             }
         }
         Ok(placements)
@@ -228,8 +279,10 @@ impl Inner {
     }
 
     /// One commit: extents of what may still be committed, and what is pending of the file.
-    async fn commit_placements(&self, object: ObjectId, placements: &[Placement<'_>]) -> FsResult<()> {
+    async fn commit_placements(&self, batch: &Batch<'_>, placements: &[Placement]) -> FsResult<()> {
+        let object = batch.object;
         let number = object.inode;
+        let all = || placements.iter().flat_map(|p| &batch.pages[p.pages.clone()]);
         let (committed, seq) = self
             .engine
             .transact(Class::WriteBack, async |tx| {
@@ -240,8 +293,9 @@ impl Inner {
                 let (mut used, mut end) = (0, 0);
                 for placement in placements {
                     let may = |page: &TakenPage| self.cache.borrow().may_commit(object, page);
-                    let chosen: Vec<bool> = placement.pages.iter().map(may).collect();
-                    for extent in extents_of(placement, &chosen) {
+                    let pages = &batch.pages[placement.pages.clone()];
+                    let chosen: Vec<bool> = pages.iter().map(may).collect();
+                    for extent in extents_of(placement, pages, &chosen) {
                         end = end.max(extent.end);
                         used += extent::insert(names.tx, number, &extent).await?;
                     }
@@ -249,7 +303,7 @@ impl Inner {
                 }
                 if end > 0 {
                     record.used = record.used.saturating_add_signed(used);
-                    let others = self.unlogged_besides(object, placements.iter().flat_map(|p| p.pages));
+                    let others = self.unlogged_besides(object, all());
                     self.fold_pending(&mut names, number, &mut record, end, others);
                 }
                 Ok(true)
@@ -257,7 +311,7 @@ impl Inner {
             .await?;
         let mut cache = self.cache.borrow_mut();
         if committed {
-            for page in placements.iter().flat_map(|p| p.pages) {
+            for page in all() {
                 cache.committed(object, page);
             }
             cache.note_commit(object, seq);
@@ -290,6 +344,8 @@ impl Inner {
     fn fold_pending(&self, names: &mut Names<'_>, number: u64, record: &mut Inode, end: u64, others: usize) {
         if let Some(pending) = self.cache.borrow().pending(object(number)) {
             let Pending { size, mtime, ctime, change, drops_privileges, .. } = pending;
+            let others = if planted::is(Fault::SizeForgotten) { usize::MAX } else { others };
+            let end = if planted::is(Fault::SizeForgotten) { 0 } else { end };
             record.size = if others == 0 { size } else { record.size.max(size.min(end)) };
             record.mtime_ns = mtime.0;
             record.ctime_ns = record.ctime_ns.max(ctime.0);
@@ -356,10 +412,11 @@ fn runs_of(pages: &[TakenPage]) -> impl Iterator<Item = &[TakenPage]> {
 
 /// The extents of the chosen pages of a placement.
 fn extents_of<'a>(
-    placement: &'a Placement<'_>,
+    placement: &'a Placement,
+    pages: &'a [TakenPage],
     chosen: &'a [bool],
 ) -> impl Iterator<Item = Extent> + use<'a> {
-    let Placement { pages, place, checksums, .. } = placement;
+    let Placement { place, checksums, .. } = placement;
     let mut at = 0;
     core::iter::from_fn(move || {
         at += chosen[at..].iter().position(|c| *c)?;

@@ -14,6 +14,7 @@ use alloc::rc::Rc;
 use core::future::Future;
 use core::time::Duration;
 use moraine_platform::Instant;
+use moraine_platform::sync::Event;
 
 /// Dirty pages older than this are written back.
 const DIRTY_AGE_MAX: Duration = Duration::from_secs(5);
@@ -72,7 +73,7 @@ impl Inner {
                 self.pressure.set(false);
             }
             if result.is_err() && !self.stopping.get() {
-                self.engine.platform().clock.sleep(RETRY_AFTER).await;
+                self.pause_after_failure(&self.work).await;
             }
         }
     }
@@ -103,6 +104,15 @@ impl Inner {
         self.work.notify();
     }
 
+    /// Waits before background work that failed is tried again; if the pool takes no more changes, until the end.
+    pub(super) async fn pause_after_failure(&self, event: &Event) {
+        if self.engine.check_running().is_err() {
+            return event.until(|| self.stopping.get().then_some(())).await;
+        }
+        let pause = self.engine.platform().clock.sleep(RETRY_AFTER);
+        either(event.until(|| self.stopping.get().then_some(())), pause).await
+    }
+
     /// Waits for a notification, or until the oldest dirty file is old enough.
     async fn wait_for_work(&self, ticket: u64) {
         let oldest = self.cache.borrow().dirty_since();
@@ -118,15 +128,20 @@ impl Inner {
     async fn reap_task(self: Rc<Self>) {
         while !self.stopping.get() {
             let ticket = self.orphans.ticket();
-            match self.reap_all().await {
+            let reaped = self.reap_all().await;
+            // With more to do the next round comes at once; after an error nobody should wait for it.
+            let done = self.orphans.ticket() == ticket || reaped.is_err();
+            if done && self.orphans_due.replace(false) {
+                self.engine.freeing_ends();
+            }
+            match reaped {
                 Ok(()) => self.orphans.after(ticket).await,
                 Err(error) => {
                     moraine_platform::warn!("fs", "deleting goes on later: {error}");
                     if error == FsError::Corrupt {
                         return;
                     }
-                    let pause = self.engine.platform().clock.sleep(RETRY_AFTER);
-                    either(self.orphans.after(ticket), pause).await
+                    self.pause_after_failure(&self.orphans).await
                 }
             }
         }
@@ -151,7 +166,6 @@ impl Inner {
                     break;
                 }
             }
-            self.inodes.set(self.inodes.get().saturating_sub(1));
             self.cache.borrow_mut().forget(object(number));
             from = number + 1;
         }

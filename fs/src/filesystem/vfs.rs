@@ -7,14 +7,16 @@ use crate::namespace::dir::LIST_CHUNK;
 use crate::namespace::make::Made;
 use crate::namespace::record::attr_of;
 use crate::namespace::take::Taking;
-use crate::namespace::{inode_of, object};
+use crate::namespace::{corrupt, inode_of, object};
 use crate::tx::Class;
 use crate::vfs::*;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::ops::Range;
+use moraine_format::Tree;
 use moraine_format::inode::{InodeKind, ROOT_INODE};
+use moraine_format::space::PoolUsage;
 use moraine_platform::{BLOCK_SIZE, Timestamp};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
@@ -231,8 +233,19 @@ impl Vfs for Filesystem {
     }
 
     async fn statfs(&self) -> FsResult<FsStat> {
+        // The counter that every commit keeps: what waits to be reaped counts until it is.
+        let (usage, _) = self
+            .inner
+            .engine
+            .transact(Class::Normal, async |tx| {
+                let Some(value) = tx.get(Tree::Accounting, PoolUsage::pos()).await? else {
+                    return Ok(PoolUsage::default());
+                };
+                PoolUsage::parse(&value).map_err(|e| corrupt(Tree::Accounting, PoolUsage::pos(), e))
+            })
+            .await?;
         let space = self.inner.engine.space();
-        let inodes_used = self.inner.inodes.get();
+        let inodes_used = u64::try_from(usage.inodes).unwrap_or(0).min(INODES_MAX);
         Ok(FsStat {
             total: space.total,
             free: space.free,
@@ -319,9 +332,6 @@ impl Filesystem {
 impl Inner {
     fn made(&self, made: Made, seq: Seq) -> Change<(ObjectId, Attr)> {
         self.covered(made.covered);
-        if !made.existed {
-            self.inodes.set(self.inodes.get() + 1);
-        }
         made.dir.at(seq, (object(made.number), made.attr))
     }
 
@@ -331,6 +341,9 @@ impl Inner {
         if gone {
             cache.forget(object(number));
             drop(cache);
+            if !self.orphans_due.replace(true) {
+                self.engine.freeing_begins();
+            }
             self.orphans.notify();
             self.cleaned.notify();
         } else if cache.get(object(number)).is_some()

@@ -15,7 +15,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::ops::Range;
 use core::time::Duration;
-use moraine_platform::BLOCK_SIZE;
+use moraine_platform::{BLOCK_SIZE, Instant};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Percent of the dirty budget from which writers are delayed.
@@ -24,8 +24,11 @@ const DELAY_FROM_PERCENT: usize = 60;
 const DELAY_UNIT_NS: u64 = 20_000;
 /// The longest delay of one write.
 const DELAY_MAX: Duration = Duration::from_millis(100);
+/// How long a write that has its caller's bytes in hand waits for memory before it gives up: some protocols cannot get
+/// these bytes again.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Times a write may be overtaken while it waits before it gives up.
-const ATTEMPTS_MAX: usize = 256;
+const OVERTAKEN_MAX: usize = 100_000;
 
 impl Inner {
     pub(super) async fn write(
@@ -37,38 +40,54 @@ impl Inner {
         stability: Stability,
     ) -> FsResult<Change<Written>> {
         let (start, end) = (offset, offset.checked_add(data.len as u64).ok_or(FsError::TooBig)?);
-        let mut change = self.write_cached(caller, object, offset, data).await?;
+        let until = self.now() + PATIENCE;
+        let mut data = Some(data);
+        let mut change = self
+            .with_patience(until, async || self.write_cached(caller, object, offset, &mut data).await)
+            .await?;
         if stability > Stability::Unstable && start < end {
-            change.seq = self.sync_range(object, pages_of(start, end)).await?;
+            change.seq = self
+                .with_patience(until, async || self.sync_range(object, pages_of(start, end)).await)
+                .await?;
             change.value.stability = Stability::FileSync;
         }
         Ok(change)
     }
 
-    /// The write itself: visible when it returns.
+    /// Makes a call until it is not short of memory, which passes: dirty pages are written back, and others end.
+    async fn with_patience<T>(
+        &self,
+        until: Instant,
+        mut call: impl AsyncFnMut() -> FsResult<T>,
+    ) -> FsResult<T> {
+        loop {
+            match call().await {
+                Err(FsError::NoMemory) if self.now() < until => {
+                    self.wait_for_memory().await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// The write itself: visible when it returns. `data` is taken only by a write that happens.
     async fn write_cached(
         self: &Rc<Self>,
         caller: &Caller,
         object: ObjectId,
         offset: u64,
-        data: WriteData,
+        data: &mut Option<WriteData>,
     ) -> FsResult<Change<Written>> {
         let number = inode_of(object)?;
-        let mut data = Some(data);
         let (mut delayed, mut flushed) = (false, false);
         let mut pin = None;
         let mut edges: Vec<Loaded> = Vec::new();
-        for _ in 0..ATTEMPTS_MAX {
-            let found =
-                self.engine.transact(Class::Normal, async |tx| self.names(tx).live_file(number).await).await;
-            let (record, _) = match found {
-                Err(FsError::NoMemory) => {
-                    // The caller could not try again: its data is here.
-                    self.wait_for_memory().await;
-                    continue;
-                }
-                found => found?,
-            };
+        for _ in 0..OVERTAKEN_MAX {
+            self.engine.check_running()?;
+            let (record, _) = self
+                .engine
+                .transact(Class::Normal, async |tx| self.names(tx).live_file(number).await)
+                .await?;
             // One step from here to the return, or to a wait after which all is looked at again.
             let Some(len) = data.as_ref().map(|d| d.len) else { return Err(FsError::Invalid) };
             let end =
@@ -116,7 +135,6 @@ impl Inner {
                 Err(FsError::NoSpace) if self.engine.make_room(needed).await? => continue,
                 Err(e) => return Err(e),
             };
-            let Some(data) = data.take() else { return Err(FsError::Invalid) };
             let pages = self.prepare_pages(object, offset, data, &edges)?;
             self.apply(object, pages, &mut space);
             let ctime = self.wall().max(moraine_platform::Timestamp(attr.ctime.0.saturating_add(1)));
@@ -161,14 +179,15 @@ impl Inner {
     }
 
     /// New content for each page, ready to be put in place without anything that can fail. Whole blocks are adopted as
-    /// they lie where the buffer is mostly whole blocks; the rest is copied once.
+    /// they lie where the buffer is mostly whole blocks; the rest is copied once. If it fails, the data is still there.
     fn prepare_pages(
         &self,
         object: ObjectId,
         offset: u64,
-        data: WriteData,
+        taken: &mut Option<WriteData>,
         edges: &[Loaded],
     ) -> FsResult<Vec<(u64, Page)>> {
+        let Some(data) = taken.as_ref() else { return Err(FsError::Invalid) };
         let pages = pages_of(offset, offset + data.len as u64);
         let meter = self.cache.borrow().meter.clone();
         let mut out = Vec::new();
@@ -178,28 +197,24 @@ impl Inner {
         let aligned = data.skip % BLOCK_SIZE == (offset % BLOCK) as usize;
         let (skip, len) = (data.skip, data.len);
         let adopt = aligned && whole_bytes * 2 > data.buf.len() && data.buf.len().is_multiple_of(BLOCK_SIZE);
-        let (adopted, copied) =
-            if adopt { (Some(Pages::adopt(data.buf, &meter)), None) } else { (None, Some(data.buf)) };
-        for number in pages {
+        // First all that can fail: copies.
+        let part = |number: u64| {
             let begin = number * BLOCK;
-            let from = offset.max(begin);
-            let to = (offset + len as u64).min(begin + BLOCK);
-            let at = skip + (from - offset) as usize;
-            let page = match (&adopted, &copied) {
-                (Some(pages), _) if to - from == BLOCK => pages.page(at),
-                (Some(pages), _) => {
-                    let block = at / BLOCK_SIZE * BLOCK_SIZE;
-                    let source = pages.page(block);
-                    let bytes = &source.bytes()[at - block..at - block + (to - from) as usize];
-                    self.patched(object, number, edges, (from - begin) as usize, bytes)?
-                }
-                (None, Some(buf)) => {
-                    let bytes = &buf[at..at + (to - from) as usize];
-                    self.patched(object, number, edges, (from - begin) as usize, bytes)?
-                }
-                (None, None) => return Err(FsError::Invalid),
-            };
-            out.push((number, page));
+            let (from, to) = (offset.max(begin), (offset + len as u64).min(begin + BLOCK));
+            (skip + (from - offset) as usize, (from - begin) as usize, (to - from) as usize)
+        };
+        for number in pages.clone() {
+            let (at, inside, count) = part(number);
+            if !adopt || count < BLOCK_SIZE {
+                let bytes = &data.buf[at..at + count];
+                out.push((number, self.patched(object, number, edges, inside, bytes)?));
+            }
+        }
+        let Some(data) = taken.take() else { return Err(FsError::Invalid) };
+        if adopt {
+            let adopted = Pages::adopt(data.buf, &meter);
+            let whole = pages.map(|number| (number, part(number))).filter(|(_, (.., n))| *n == BLOCK_SIZE);
+            out.extend(whole.map(|(number, (at, ..))| (number, adopted.page(at))));
         }
         Ok(out)
     }
@@ -247,6 +262,9 @@ impl Inner {
             }
         };
         if dirty == usize::MAX {
+            if self.engine.check_running().is_err() {
+                return true;
+            }
             self.pressure.set(true);
             self.work.notify();
             self.cleaned.after(ticket).await;

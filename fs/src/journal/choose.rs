@@ -8,6 +8,7 @@
 //! were never acknowledged. But every entry claims in `flushed_upto` what was durable when it was submitted. If history
 //! would end before such a claim, an acknowledged entry is gone: that is rot, and no start is safe.
 
+use crate::planted::{self, Fault};
 use alloc::vec::Vec;
 use hashbrown::HashMap;
 use moraine_format::journal::Seq;
@@ -68,7 +69,7 @@ pub fn choose(candidates: &[Candidate], floor: Seq) -> Decision {
 
     for end in order.iter().rev().copied().filter(|i| candidates[*i].flush) {
         let wanted = candidates[end].last_seq;
-        if reaches[end] > wanted {
+        if reaches[end] > wanted && !planted::is(Fault::ChainIgnored) {
             continue;
         }
         let mut chain = Vec::new();
@@ -77,7 +78,7 @@ pub fn choose(candidates: &[Candidate], floor: Seq) -> Decision {
             chain.push(i);
             at = before(&candidates[i]);
         }
-        if chain.last().is_none_or(|i| candidates[*i].seq != wanted) {
+        if chain.last().is_none_or(|i| candidates[*i].seq != wanted) && !planted::is(Fault::ChainIgnored) {
             continue;
         }
         let end = candidates[end].seq;

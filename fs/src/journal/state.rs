@@ -6,6 +6,7 @@ use super::pins::Pins;
 use super::ring::{Placement, Ring};
 use super::{Class, Counters, JournalError, Options, Pressure};
 use crate::device::{Dep, Deps};
+use crate::planted::{self, Fault};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::fmt;
@@ -91,6 +92,8 @@ pub(super) struct State {
     dirty_bytes: u64,
     last_sync: Option<Instant>,
     pub(super) failed: Option<JournalError>,
+    /// Nobody gets room any more.
+    pub(super) refused: Option<JournalError>,
     pub(super) counters: Counters,
 }
 
@@ -131,6 +134,7 @@ impl State {
             dirty: start.dirty,
             last_sync: None,
             failed: None,
+            refused: None,
             counters: Counters::default(),
         })
     }
@@ -371,7 +375,7 @@ impl State {
     fn seal(&mut self, mut entry: ClosedEntry, now: Instant, native_fua: impl Fn(u8) -> bool) -> Write {
         let seq = entry.seq;
         let flush = self.wants.range(..=seq).next().is_some();
-        let last_seq = self.tail(seq);
+        let last_seq = if planted::is(Fault::LastSeqTooHigh) { seq } else { self.tail(seq) };
         assert!(last_seq >= self.last_seq_started, "the published tail moves forward only");
         let mut external = Deps::default();
         if flush {

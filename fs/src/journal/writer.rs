@@ -2,14 +2,18 @@
 
 use super::state::Write;
 use super::{Journal, JournalError};
-use crate::device::{Dep, Deps, DeviceError};
+use crate::device::{Dep, Deps, DeviceError, Devices};
+use crate::planted::{self, Fault};
 use alloc::boxed::Box;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::task::Poll;
-use moraine_platform::{Buf, Fua, LocalFuture};
+use moraine_platform::{Buf, Fua, IoError, LocalFuture};
 use smallvec::SmallVec;
+
+/// Times a copy of an entry is written before its device is given up.
+const TRIES_MAX: usize = 3;
 
 /// Member index, the buffer, and how the write of one copy ended.
 type CopyWritten = (u8, Buf, Result<Dep, DeviceError>);
@@ -78,7 +82,7 @@ impl Journal {
         };
         let mut all = entries.clone();
         all.merge(&write.external);
-        if self.devices.covered(&all) {
+        if self.devices.covered(&all) || planted::is(Fault::PreflushSkipped) {
             return Ok(());
         }
         self.state.borrow_mut().counters.preflushes += 1;
@@ -113,14 +117,14 @@ impl Journal {
                 copy
             } else {
                 // No memory for a second buffer: one copy after the other.
-                let (buf, result) = self.devices.write(device, offset, original, fua).await;
+                let (buf, result) = write_copy(&self.devices, device, offset, original, fua).await;
                 spare = Some(buf);
                 done.push((device, result));
                 continue;
             };
             let devices = self.devices.clone();
             under_way.push(Box::pin(async move {
-                let (buf, result) = devices.write(device, offset, buf, fua).await;
+                let (buf, result) = write_copy(&devices, device, offset, buf, fua).await;
                 (device, buf, result)
             }));
         }
@@ -143,6 +147,28 @@ impl Journal {
         });
         (buf, result)
     }
+}
+
+/// Writes one copy. A device that says that a write failed gets the same bytes again, at the same place: whatever is left
+/// of the first attempt can do no harm.
+async fn write_copy(
+    devices: &Devices,
+    device: u8,
+    offset: u64,
+    buf: Buf,
+    fua: Fua,
+) -> (Buf, Result<Dep, DeviceError>) {
+    let mut buf = buf;
+    for _ in 1..TRIES_MAX {
+        let (back, result) = devices.write(device, offset, buf, fua).await;
+        match result {
+            Err(DeviceError::Io(IoError::Media | IoError::Device)) if devices.is_healthy(device) => {
+                buf = back
+            }
+            result => return (back, result),
+        }
+    }
+    devices.write(device, offset, buf, fua).await
 }
 
 async fn write_entry(journal: Rc<Journal>, write: Write) {

@@ -4,6 +4,7 @@ use super::hash::{self, Slot};
 use super::record::kind_of;
 use super::{Names, corrupt, object, pos};
 use crate::access::{self, EXEC, READ, WRITE};
+use crate::planted::{self, Fault};
 use crate::vfs::{Attr, Caller, DirEntry, FsError, FsResult, Kind, NAME_MAX, ObjectId, WithAttributes};
 use alloc::vec::Vec;
 use moraine_format::dirent::{DIRENT_FIXED, Dirent, FIRST_POSITION, Target};
@@ -199,7 +200,8 @@ impl Names<'_> {
                 entries.push(entry);
             }
         }
-        let mut from = cookie.saturating_add(1).max(FIRST_POSITION);
+        let next = u64::from(!planted::is(Fault::CookieRepeats));
+        let mut from = cookie.saturating_add(next).max(FIRST_POSITION);
         let dots_left = cookie < COOKIE_PARENT && entries.len() < (COOKIE_PARENT - cookie) as usize;
         // One entry beyond the limit is looked for, so that `eof` is true exactly when nothing follows.
         let eof = loop {

@@ -5,6 +5,7 @@
 //! that stays good for ever.
 
 use super::pos;
+use crate::planted::{self, Fault};
 use crate::tx::{Tx, Value};
 use crate::vfs::{FsError, FsResult};
 use core::hash::Hasher;
@@ -60,7 +61,7 @@ pub(crate) async fn find(
 
 /// Takes the value at `offset` out of its chain.
 pub(crate) async fn remove(tx: &mut Tx, tree: Tree, inode: u64, offset: u64) -> FsResult<()> {
-    if tx.get(tree, pos(inode, offset + 1)).await?.is_some() {
+    if tx.get(tree, pos(inode, offset + 1)).await?.is_some() && !planted::is(Fault::WhiteoutDropped) {
         tx.put(tree, pos(inode, offset), &WHITEOUT[..]);
         return Ok(());
     }

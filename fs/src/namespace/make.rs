@@ -4,6 +4,7 @@ use super::dir::{Entry, check_name};
 use super::record::SGID;
 use super::{DirChange, Names, pos};
 use crate::access;
+use crate::planted::{self, Fault};
 use crate::vfs::*;
 use moraine_format::Tree;
 use moraine_format::inode::{Inode, InodeKind};
@@ -150,7 +151,7 @@ impl Names<'_> {
         }
         let pre = self.attr(dir, &parent).pre();
         self.enter((dir, &mut parent), offset, name, (number, &mut record));
-        record.nlink += 1;
+        record.nlink += u32::from(!planted::is(Fault::NlinkWrong));
         self.touch(number, &mut record);
         self.store(number, &record);
         self.touch_content(dir, &mut parent);
@@ -235,7 +236,9 @@ impl Names<'_> {
             return Ok(cursor);
         }
         let cursor = fresh.number + INODE_BATCH;
-        self.tx.put(Tree::Settings, INODE_CURSOR, cursor_value(cursor));
+        if !planted::is(Fault::CursorNotStored) {
+            self.tx.put(Tree::Settings, INODE_CURSOR, cursor_value(cursor));
+        }
         assert!(
             self.tx.get(Tree::Inodes, pos(0, fresh.number)).await?.is_none(),
             "an inode number is handed out once"

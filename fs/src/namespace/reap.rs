@@ -4,6 +4,7 @@
 //! next mount goes on.
 
 use super::{Names, pos};
+use crate::planted::{self, Fault};
 use crate::vfs::FsResult;
 use moraine_format::inode::Inode;
 use moraine_format::{Pos, Tree};
@@ -41,6 +42,9 @@ impl Names<'_> {
         for tree in [Tree::Extents, Tree::Xattrs, Tree::Dirents, Tree::LoggedOps] {
             let mut from = Pos::new(number, 0, 0);
             let last = Pos::new(number, u64::MAX, u32::MAX);
+            if tree == Tree::Xattrs && planted::is(Fault::XattrsNotReaped) {
+                continue;
+            }
             while let Some((at, _)) = self.tx.first(tree, from..=last).await? {
                 if left == 0 {
                     return Ok(Reaped::More);

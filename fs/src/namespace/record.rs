@@ -1,6 +1,7 @@
 //! Inode records: load, check, stamp, store, and the attributes they make together with unsynced writes.
 
 use super::{Names, ROOT_SUBVOLUME, corrupt, pos};
+use crate::planted::{self, Fault};
 use crate::vfs::{Attr, Caller, FsError, FsResult, Kind};
 use moraine_format::inode::{Inode, InodeKind};
 use moraine_format::record::deleted_value;
@@ -167,7 +168,7 @@ impl Names<'_> {
         self.touch(number, &mut inode);
         self.store(number, &inode);
         let gone = inode.nlink == 0;
-        if gone {
+        if gone && !planted::is(Fault::OrphanForgotten) {
             self.tx.put(Tree::DeletedInodes, pos(number, 0), deleted_value(self.boot_epoch));
         }
         gone

@@ -3,6 +3,7 @@
 use super::dir::{Entry, check_name};
 use super::{DirChange, Names, inconsistent};
 use crate::access::{self, WRITE};
+use crate::planted::{self, Fault};
 use crate::vfs::*;
 use moraine_format::inode::{Inode, InodeKind, ROOT_INODE};
 
@@ -149,7 +150,9 @@ impl Names<'_> {
         let pre_from = self.attr(from_dir, &from_record).pre();
         let pre_to = self.attr(to_dir, &to_record).pre();
         let kind = source_record.kind;
-        self.leave((from_dir, &mut from_record), source_at, from, kind).await?;
+        if !planted::is(Fault::OldNameStays) {
+            self.leave((from_dir, &mut from_record), source_at, from, kind).await?;
+        }
         // Within one directory both changes go to one record.
         let mut other = (from_dir != to_dir).then_some(to_record);
         let mut replaced = None;

@@ -12,8 +12,11 @@ use moraine_platform::BLOCK_SIZE;
 /// Free buckets looked up ahead of need, per device.
 const WINDOW_MAX: usize = 64;
 /// Buckets of a device that only metadata may take: what write-back of nodes, deletes and the journal's reclaim need
-/// when everything else is full. The greater of this and [`METADATA_SHARE`].
+/// when everything else is full. The greatest of this, of room for [`METADATA_NODES_MIN`], and of [`METADATA_SHARE`].
 const METADATA_BUCKETS_MIN: u64 = 8;
+/// Nodes for which metadata's reserve has room: a few batches of write-back, each node in two parts, in buckets that come
+/// back only when all nodes in them are gone.
+const METADATA_NODES_MIN: u64 = 48;
 /// Metadata's reserve as a share of the device: one part in so many.
 const METADATA_SHARE: u64 = 64;
 
@@ -80,6 +83,10 @@ struct Member {
     usage: DeviceUsage,
     /// Under repair: what is free for sure, and the only place that space comes from.
     spare: Option<VecDeque<(u64, u32)>>,
+    /// Buckets that only metadata may take.
+    metadata_reserve: u64,
+    /// The device failed: nothing new is put there.
+    failed: bool,
 }
 
 /// Buckets of each device that are free for sure, with their generations: where a repair writes.
@@ -104,7 +111,7 @@ pub(crate) struct Buckets {
 }
 
 impl Buckets {
-    pub(crate) fn new(geometry: &[Geometry]) -> Buckets {
+    pub(crate) fn new(geometry: &[Geometry], node_bytes: u64) -> Buckets {
         let members = geometry
             .iter()
             .map(|g| Member {
@@ -114,6 +121,11 @@ impl Buckets {
                 open: [const { None }; Writer::COUNT],
                 usage: DeviceUsage::default(),
                 spare: None,
+                metadata_reserve: METADATA_BUCKETS_MIN
+                    .max((METADATA_NODES_MIN * node_bytes).div_ceil(g.bucket_bytes))
+                    .max(g.usable / METADATA_SHARE)
+                    .min(g.usable / 4),
+                failed: false,
             })
             .collect();
         Buckets { members, claims: BTreeMap::new(), fresh: 0, reserved: 0 }
@@ -150,12 +162,15 @@ impl Buckets {
     }
 
     fn free_buckets(&self, m: &Member) -> u64 {
+        if m.failed {
+            return 0;
+        }
         let used = m.usage.btree_buckets + m.usage.data_buckets + m.usage.discard_buckets;
         m.geometry.usable.saturating_sub(used.max(0) as u64)
     }
 
     fn metadata_reserve(m: &Member) -> u64 {
-        METADATA_BUCKETS_MIN.max(m.geometry.usable / METADATA_SHARE).min(m.geometry.usable / 2)
+        m.metadata_reserve
     }
 
     /// Free buckets that are not claimed, of all devices.
@@ -200,10 +215,35 @@ impl Buckets {
         (total, total.saturating_sub(used.max(0) as u64))
     }
 
+    /// Puts nothing more on devices that are not `healthy`. Says whether there is one that is.
+    pub(crate) fn believe_only(&mut self, healthy: impl Fn(u8) -> bool) -> bool {
+        for device in 0..self.members.len() as u8 {
+            if !self.members[device as usize].failed && !healthy(device) {
+                self.members[device as usize].failed = true;
+                for slot in 0..Writer::COUNT {
+                    if let Some(open) = self.members[device as usize].open[slot].take() {
+                        self.release(device, open.bucket);
+                    }
+                }
+            }
+        }
+        self.members.iter().any(|m| !m.failed)
+    }
+
+    /// Puts nothing more into a bucket that is being filled.
+    pub(crate) fn close(&mut self, device: u8, bucket: u64) {
+        for slot in 0..Writer::COUNT {
+            let open = &mut self.members[device as usize].open[slot];
+            if open.take_if(|o| o.bucket == bucket).is_some() {
+                self.release(device, bucket);
+            }
+        }
+    }
+
     /// Carves up to `len` bytes (all of them for nodes) out of the bucket that `writer` fills, and holds the bucket for
     /// the caller, who must [`Buckets::release`] it.
     pub(crate) fn carve(&mut self, writer: Writer, len: u64) -> Result<Placed, Short> {
-        let best = (0..self.members.len()).max_by_key(|i| {
+        let best = (0..self.members.len()).filter(|i| !self.members[*i].failed).max_by_key(|i| {
             let m = &self.members[*i];
             let free = m.spare.as_ref().map_or_else(|| self.free_buckets(m), |s| s.len() as u64);
             (m.open[writer.slot()].is_some(), free, usize::MAX - i)

@@ -19,7 +19,7 @@ use moraine_platform::{BLOCK_SIZE, debug, warn};
 const CANDIDATES_MAX: usize = 64;
 
 /// Empties one bucket; says whether anything was gained by it.
-pub(crate) async fn collect_one(engine: &Rc<Inner>) -> FsResult<bool> {
+async fn collect_one(engine: &Rc<Inner>) -> FsResult<bool> {
     if engine.mode.get() != Mode::Serving {
         return Ok(false);
     }
@@ -46,6 +46,14 @@ pub(crate) async fn collect_one(engine: &Rc<Inner>) -> FsResult<bool> {
         engine.uncollectable.borrow_mut().insert((device, bucket));
     }
     Ok(!stuck)
+}
+
+/// As [`collect_one`]; that there is no room to move anything to is no failure.
+pub(crate) async fn collect_if_room(engine: &Rc<Inner>) -> FsResult<bool> {
+    match collect_one(engine).await {
+        Err(FsError::NoSpace) => Ok(false),
+        result => result,
+    }
 }
 
 enum Moved {
@@ -123,6 +131,7 @@ async fn move_one(engine: &Engine, device: u8, offset: u64, back: &Backpointer) 
         return Ok(Moved::Impossible);
     }
     let written = engine.write_unreserved(DataKind::Moved, data).await?;
+    engine.make_data_durable(core::iter::once(&written.dep)).await?;
     let parts = divide(&extent, which, &written.places);
     let key = back.pos;
     let (changed, _) = engine

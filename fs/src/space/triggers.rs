@@ -5,6 +5,7 @@
 
 use super::buckets::Geometry;
 use crate::btree::{Key, Miss, View};
+use crate::planted::{self, Fault};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use moraine_format::node::NodePointer;
@@ -258,7 +259,8 @@ pub(crate) fn count(usage: &mut DeviceUsage, before: &Alloc, after: &Alloc) {
         }
         let btree = alloc.kind == BucketKind::Btree;
         let bytes = if btree { &mut usage.btree_bytes } else { &mut usage.data_bytes };
-        *bytes = bytes.saturating_add(sign.saturating_mul(alloc.live_bytes as i64));
+        let live = if planted::is(Fault::CounterDrifts) && !btree { 0 } else { alloc.live_bytes as i64 };
+        *bytes = bytes.saturating_add(sign.saturating_mul(live));
         let buckets = match (alloc.needs_discard(), btree) {
             (true, _) => &mut usage.discard_buckets,
             (_, true) => &mut usage.btree_buckets,
@@ -313,6 +315,9 @@ fn take_free(view: &mut View<'_>, device: u8, bucket: u64) -> Result<(), Miss> {
 }
 
 fn put_free(view: &mut View<'_>, device: u8, bucket: u64) -> Result<(), Miss> {
+    if planted::is(Fault::FreeRangeLost) {
+        return Ok(());
+    }
     let (mut first, mut last) = (bucket, bucket);
     if let Some(before) = bucket.checked_sub(1) {
         let pos = bucket_pos(device, before);
@@ -345,6 +350,9 @@ fn add_backpointer(view: &mut View<'_>, r: &Reference) -> Result<(), Miss> {
 }
 
 fn drop_backpointer(view: &mut View<'_>, r: &Reference) -> Result<(), Miss> {
+    if planted::is(Fault::BackpointerForgotten) {
+        return Ok(());
+    }
     let range = Pos::new(r.device as u64, r.offset, 0)..=Pos::new(r.device as u64, r.offset, u32::MAX);
     let mut from = *range.start();
     while let Some((pos, value)) = view.first(Tree::Backpointers, from..=*range.end())? {

@@ -27,9 +27,10 @@ async fn journal_blocks(disk: &SimDisk) -> Vec<u64> {
 #[test]
 fn a_failed_flush_or_write_ends_the_journal_and_the_waiters_know() {
     type Break = fn(&SimDisk);
-    let breaks: [(Break, bool); 3] = [
+    let breaks: [(Break, bool); 4] = [
         (|d| d.faults(|f| f.fail_flush_and_lose(0)), true),
-        (|d| d.faults(|f| f.fail_command(0, IoError::Media)), false),
+        (|d| d.faults(|f| (0..3).for_each(|n| f.fail_command(n, IoError::Media))), false),
+        (|d| d.faults(|f| f.fail_command(0, IoError::Timeout)), false),
         (|d| d.faults(|f| f.vanished = true), false),
     ];
     for (n, (break_it, with_data)) in breaks.into_iter().enumerate() {
@@ -53,6 +54,24 @@ fn a_failed_flush_or_write_ends_the_journal_and_the_waiters_know() {
             assert_eq!(toy.journal.durable(seq).await, Err(error));
             assert!(toy.commit().await.is_err(), "the pool is read-only");
             assert!(toy.journal.durable(first).await.is_ok(), "what was durable stays so");
+        });
+    }
+}
+
+/// One write that fails is made again, and nobody hears of it.
+#[test]
+fn a_write_that_fails_once_is_written_again() {
+    for fails in [1, 2] {
+        let world = World::new(3 + fails);
+        let disks = plugged(&world, &formatted(Shape { disks: 1, copies: 1 }));
+        world.run(async {
+            let toy = Toy::mount(&world, &disks).await.unwrap();
+            let (_, seq) = toy.commit().await.unwrap();
+            disks[0].faults(|f| (0..fails).for_each(|n| f.fail_command(n, IoError::Device)));
+            toy.sync(seq).await.unwrap();
+            let count = toy.count();
+            toy.kill(&disks).await;
+            assert_eq!(Toy::mount(&world, &disks).await.unwrap().count(), count);
         });
     }
 }

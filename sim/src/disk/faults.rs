@@ -29,6 +29,7 @@ pub struct DiskFaults {
     pub ignore_flush: bool,
     /// Every command fails: the disk is gone.
     pub vanished: bool,
+    vanish_at: Option<u64>,
     commands: VecDeque<(u64, IoError)>,
     writes: BTreeMap<u64, WriteFault>,
     flushes: BTreeMap<u64, bool>,
@@ -39,6 +40,11 @@ pub struct DiskFaults {
 }
 
 impl DiskFaults {
+    /// The disk is gone from the command `after` the next ones on.
+    pub fn vanish(&mut self, after: u64) {
+        self.vanish_at = Some(self.command_count + after);
+    }
+
     /// Fails the command `after` the next ones with `error`. A write that fails may have landed, in part, or not.
     pub fn fail_command(&mut self, after: u64, error: IoError) {
         self.commands.push_back((self.command_count + after, error));
@@ -67,7 +73,7 @@ impl DiskFaults {
     pub(crate) fn next_command(&mut self) -> Option<IoError> {
         let number = self.command_count;
         self.command_count += 1;
-        if self.vanished {
+        if self.vanished || self.vanish_at.is_some_and(|at| number >= at) {
             return Some(IoError::Gone);
         }
         let at = self.commands.iter().position(|(n, _)| *n == number)?;

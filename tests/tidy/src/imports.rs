@@ -71,6 +71,21 @@ pub fn wrong_way(sources: &[Source]) -> Vec<String> {
     wrong
 }
 
+/// Crates whose manifests may speak of planted faults: the one that holds them, and the one whose test looks for them.
+const PLANTED: &[&str] = &["fs/Cargo.toml", "sim/Cargo.toml"];
+
+/// Manifests that could bring planted faults into a program, and default features that would.
+pub fn planted(sources: &[Source]) -> Vec<String> {
+    let manifests = sources.iter().filter(|s| s.path.ends_with("Cargo.toml"));
+    let speaks = |s: &&Source| s.text.contains("planted") && !PLANTED.contains(&s.path.as_str());
+    let by_default = |s: &Source| s.text.lines().any(|l| l.starts_with("default") && l.contains("planted"));
+    let asks = |l: &str| l.contains("features = [") && l.contains("\"planted\"");
+    // A test that requires the feature to be there does not bring it.
+    let depends = |s: &Source| s.text.lines().any(|l| asks(l) && !l.starts_with("required-features"));
+    let wrong = manifests.filter(|s| speaks(s) || by_default(s) || depends(s));
+    wrong.map(|s| format!("{}: planted faults are for one test only", s.path)).collect()
+}
+
 /// Members of the workspace that are in `default-members` and must not be.
 pub fn wrongly_default(workspace: &str) -> Vec<String> {
     let list = workspace.split("default-members").nth(1).and_then(|t| t.split(']').next()).unwrap_or("");

@@ -28,6 +28,11 @@ fn the_kernel_is_no_default_member() {
 }
 
 #[test]
+fn planted_faults_are_in_no_program() {
+    none(imports::planted(&tree::sources()));
+}
+
+#[test]
 fn every_file_opens_with_its_one_idea() {
     none(text::without_header(&tree::sources()));
 }
