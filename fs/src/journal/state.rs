@@ -87,6 +87,7 @@ pub(super) struct State {
     last_seq_started: Seq,
     pub(super) flushed: Seq,
     pub(super) external: Deps,
+    /// What of plain entries a flush must cover before the next flush entry; what it covers already may stay here.
     pub(super) unflushed: Deps,
     dirty: VecDeque<(Seq, u64)>,
     dirty_bytes: u64,

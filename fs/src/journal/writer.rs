@@ -74,11 +74,12 @@ impl Journal {
             })
             .await;
         let entries = {
-            let mut state = self.state.borrow_mut();
+            let state = self.state.borrow();
             if let Some(error) = state.failed {
                 return Err(error);
             }
-            core::mem::take(&mut state.unflushed)
+            // Looked at, not taken: the flush entry behind this one may get here first, and both need it.
+            state.unflushed.clone()
         };
         let mut all = entries.clone();
         all.merge(&write.external);
