@@ -23,6 +23,8 @@ const JOURNAL: u64 = 12 << 20;
 const NETWORK_MAX: u64 = 256 << 20;
 /// Least and largest share of file data in flight of each export, in bytes.
 const PAYLOAD_MIN: u64 = 4 << 20;
+/// The same for NFS: half of it is divided among 256 connections, and a piece is to be worth having.
+const NFS_PAYLOAD_MIN: u64 = 8 << 20;
 const PAYLOAD_MAX: u64 = 16 << 20;
 
 /// Who may use how much, in bytes.
@@ -51,7 +53,7 @@ impl Memory {
     pub fn of(total: u64) -> Memory {
         let total = total.max(BUDGET_MIN);
         let network = (total / 8).min(NETWORK_MAX);
-        let nfs = (total / 12).clamp(PAYLOAD_MIN, PAYLOAD_MAX);
+        let nfs = (total / 12).clamp(NFS_PAYLOAD_MIN, PAYLOAD_MAX);
         let nbd = (total / 8).clamp(PAYLOAD_MIN, PAYLOAD_MAX);
         let reserve = total / 8;
         let caches = total - JOURNAL - network - nfs - nbd - reserve;

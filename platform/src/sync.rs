@@ -5,7 +5,8 @@ use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
-use core::future::poll_fn;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
 use core::task::{Poll, Waker};
 
 static YIELD_HOOK: spin::Once<fn() -> bool> = spin::Once::new();
@@ -91,6 +92,26 @@ impl Event {
             self.after(ticket).await;
         }
     }
+}
+
+/// Which of two futures was ready first.
+pub enum Either<A, B> {
+    /// The first.
+    First(A),
+    /// The second.
+    Second(B),
+}
+
+/// Waits for the first of two futures and drops the other; the first one wins a tie.
+pub async fn either<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> Either<A, B> {
+    let (mut a, mut b) = (pin!(a), pin!(b));
+    poll_fn(|cx| {
+        if let Poll::Ready(a) = a.as_mut().poll(cx) {
+            return Poll::Ready(Either::First(a));
+        }
+        b.as_mut().poll(cx).map(Either::Second)
+    })
+    .await
 }
 
 /// A counted resource with first-come, first-served waiting (a budget of bytes, of requests, of slots).
@@ -235,7 +256,6 @@ impl Drop for Permit {
 mod tests {
     use super::*;
     use alloc::boxed::Box;
-    use core::future::Future;
     use core::pin::Pin;
     use core::task::Context;
 

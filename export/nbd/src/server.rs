@@ -1,7 +1,7 @@
 //! The server: accepts connections, bounds them, watches for stalled ones, and ends them all when the appliance goes
 //! down.
 
-use crate::pump::{Budget, Either, Link, PIECE, STALL, Volumes, converse, either};
+use crate::pump::{Budget, Link, PIECE, STALL, Volumes, converse};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
@@ -9,7 +9,7 @@ use core::cell::{Cell, RefCell};
 use core::time::Duration;
 use moraine_fs::Vfs;
 use moraine_platform::memory::{Meter, Usage};
-use moraine_platform::sync::{Event, Semaphore};
+use moraine_platform::sync::{Either, Event, Semaphore, either};
 use moraine_platform::{Instant, Listener, NetError, Platform, Stream, info, warn};
 use moraine_share::Share;
 

@@ -4,10 +4,9 @@
 //! to a bound. So clients that stop reading or sending can hold at most the common half, and honest ones always have
 //! a piece of their own to go on with.
 
-use super::{Either, either};
 use alloc::rc::Rc;
 use moraine_platform::memory::Meter;
-use moraine_platform::sync::{Permit, Semaphore};
+use moraine_platform::sync::{Either, Permit, Semaphore, either};
 
 /// What each connection has for itself, and the piece in which payload is received, in bytes: an extent's largest size.
 pub(crate) const PIECE: u64 = 128 << 10;

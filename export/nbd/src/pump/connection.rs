@@ -4,7 +4,6 @@
 use super::budget::Budget;
 use super::link::Lost;
 use super::volume::{self, Volume};
-use super::{Either, either};
 use crate::server::{Peer, Server};
 use crate::session::{Ask, Found, Handshake, Next, Terms, Verdict, Work};
 use crate::wire::*;
@@ -13,7 +12,7 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use moraine_fs::vfs::{FsResult, ObjectId};
 use moraine_fs::{FsError, Vfs};
-use moraine_platform::sync::{Permit, Semaphore};
+use moraine_platform::sync::{Either, Permit, Semaphore, either};
 use moraine_platform::{Platform, debug};
 use moraine_share::Open;
 

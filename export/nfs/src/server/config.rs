@@ -12,12 +12,17 @@ pub(super) const RECORD_MAX: u32 = TRANSFER_MAX + 8 * 1024;
 pub(super) const CALL_MAX: usize = 8 * 1024;
 /// Calls of one connection in work at once, their unsent replies included.
 pub(super) const CONNECTION_CALLS_MAX: u64 = 64;
-/// Calls in work at once over all connections.
+/// Connections open at once, unless told otherwise.
+const CONNECTIONS_MAX: usize = 256;
+/// Calls in work at once over all connections, beside one for each.
 pub(super) const CALLS_MAX: u64 = 1024;
 /// File data that one connection may have in work, in bytes.
 pub(super) const CONNECTION_PAYLOAD_MAX: u64 = 2 << 20;
-/// The least useful budget for file data, in bytes: every client can have half of it, and that must hold a WRITE.
-const PAYLOAD_MIN: u64 = 4 << 20;
+/// The least useful budget for file data, in bytes: one half is shared, every client can have half of that, and that must
+/// hold a WRITE.
+const PAYLOAD_MIN: u64 = 8 << 20;
+/// The least useful piece of a connection's own, in bytes: an unaligned block and more.
+pub(super) const PIECE_MIN: u64 = 2 * moraine_platform::BLOCK_SIZE as u64;
 /// How long a peer may take over one record, or over taking the next byte of a reply.
 pub(super) const STALL_MAX: Duration = Duration::from_secs(60);
 /// How often stalled peers are looked for.
@@ -33,9 +38,12 @@ pub(super) const MEMORY_PAUSE: Duration = Duration::from_millis(5);
 /// The longest such pause.
 pub(super) const MEMORY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-const _: () = assert!(CALLS_MAX < crate::drc::ENTRIES_MAX as u64, "running calls always fit the cache");
+const _: () = assert!(
+    CALLS_MAX + (CONNECTIONS_MAX as u64) < crate::drc::ENTRIES_MAX as u64,
+    "running calls always fit the cache"
+);
 const _: () =
-    assert!(RECORD_MAX as u64 <= CONNECTION_PAYLOAD_MAX && CONNECTION_PAYLOAD_MAX <= PAYLOAD_MIN / 2);
+    assert!(RECORD_MAX as u64 <= CONNECTION_PAYLOAD_MAX && CONNECTION_PAYLOAD_MAX <= PAYLOAD_MIN / 4);
 
 /// What the server is told to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +54,7 @@ pub struct Config {
     pub identities: Identities,
     /// Transfer sizes offered.
     pub transfer: Transfer,
-    /// File data in work at once over all connections, in bytes; raised to 4 MiB if less.
+    /// File data in work at once over all connections, in bytes; raised to 8 MiB if less.
     pub payload_max: u64,
     /// Connections open at once.
     pub connections_max: usize,
@@ -60,7 +68,7 @@ impl Config {
             identities: Identities::default(),
             transfer: Transfer::for_memory(memory),
             payload_max,
-            connections_max: 256,
+            connections_max: CONNECTIONS_MAX,
         }
     }
 

@@ -209,8 +209,11 @@ async fn next_call<V: Vfs + 'static>(
                 connection.receiving_since.set(None);
                 let skip = (offset % BLOCK_SIZE as u64) as usize;
                 let memory = (skip + len as usize).next_multiple_of(BLOCK_SIZE);
-                grant = Some(connection.purses.grant(memory as u64).await);
-                intake.supply(buffer(server, skip, len as usize).await);
+                let granted = connection.purses.grant(memory as u64).await;
+                // With less than it asked for the call writes less than it asked for.
+                let len = (len as usize).min(granted.bytes() as usize - skip);
+                grant = Some(granted);
+                intake.supply(buffer(server, skip, len).await);
                 // A record that ends here, without its data, is complete already.
                 arrived = intake.feed(&[]).map(|(_, arrived)| arrived);
             }
@@ -244,13 +247,15 @@ async fn buffer<V: Vfs>(server: &Rc<Inner<V>>, skip: usize, len: usize) -> Write
 async fn start<V: Vfs + 'static>(
     server: &Rc<Inner<V>>,
     connection: &Rc<Connection>,
-    job: Job,
+    mut job: Job,
     mut slot: Slot,
     mut grant: Option<Grant>,
 ) {
     connection.purses.admit(&mut slot).await;
     if job.reply_payload > 0 {
-        grant = Some(connection.purses.grant(job.reply_payload).await);
+        let granted = connection.purses.grant(job.reply_payload).await;
+        job.reply_payload = granted.bytes();
+        grant = Some(granted);
     }
     let reply_to = ReplyTo { connection: connection.clone(), slot };
     let mut direct = None;

@@ -12,6 +12,7 @@ use crate::v3::wire::{Args, Procedure};
 use alloc::vec::Vec;
 use core::net::IpAddr;
 use moraine_fs::vfs::{Caller, Vfs, WriteData};
+use moraine_platform::BLOCK_SIZE;
 
 /// Room made for a result at first; larger ones grow it.
 const RESULT_CAPACITY: usize = 256;
@@ -124,6 +125,8 @@ impl<V: Vfs + 'static> Inner<V> {
         let caller = self.config.identities.caller(&call.credential);
         let replay = procedure.replay().map(|keep| {
             let data = incoming.data.as_ref().map_or(&[][..], |data| data.bytes());
+            // A repeat may have been given less room than the first, or more.
+            let data = &data[..data.len().min(self.budget.piece() as usize - BLOCK_SIZE)];
             let key = drc::Key {
                 client,
                 xid: call.xid,
@@ -155,6 +158,7 @@ impl<V: Vfs + 'static> Inner<V> {
             Target::Nfs(procedure, caller) => {
                 self.counters.borrow_mut().calls[*procedure as usize] += 1;
                 let args = Args::parse(*procedure, args).expect("the arguments were read before");
+                let args = args.within(job.reply_payload);
                 return self.run_nfs(job.xid, caller, &args, job.data.take(), out).await;
             }
         };

@@ -100,10 +100,11 @@ impl Intake {
         }
     }
 
-    /// Gives the buffer for the data announced last.
+    /// Gives the buffer for the data announced last, or for the beginning of it: the rest is skipped then.
     pub(super) fn supply(&mut self, data: WriteData) {
         let Stage::Waiting(head) = &self.stage else { panic!("a buffer is supplied when it was asked for") };
-        assert!(data.len == head.len as usize, "the buffer is as long as was asked for");
+        assert!(data.len <= head.len as usize, "the buffer is no longer than was asked for");
+        assert!(data.len > 0 || head.len == 0, "a WRITE that makes no progress is made again for ever");
         self.head.truncate(head.args_end);
         self.data(data, 0);
     }
@@ -260,6 +261,32 @@ mod tests {
         }
         lie.truncate(20);
         assert_eq!(feed_all(&[&record(&lie, &[])]).unwrap(), [(lie, None, false)]);
+    }
+
+    #[test]
+    fn of_a_write_with_less_room_than_it_asks_for_the_beginning_is_taken_and_the_next_call_is_found() {
+        let data: Vec<u8> = (0..100).collect();
+        let stream = [record(&write(5, 100, &data), &[70]), record(&call(0, |_| ()), &[])].concat();
+        for cut in 0..=stream.len() {
+            let (mut intake, mut calls) = (Intake::new(), Vec::new());
+            for mut chunk in [&stream[..cut], &stream[cut..]] {
+                loop {
+                    let (used, arrived) = intake.feed(chunk).unwrap();
+                    chunk = &chunk[used..];
+                    match arrived {
+                        Arrived::Nothing => break,
+                        Arrived::Data { .. } => {
+                            let buf = Buf::zeroed(5 + 30).unwrap();
+                            intake.supply(WriteData { buf, skip: 5, len: 30 });
+                        }
+                        Arrived::Call(call) => calls.push(call),
+                    }
+                }
+            }
+            assert_eq!(calls.len(), 2);
+            assert!(calls.iter().all(|call| !call.broken));
+            assert_eq!(calls[0].data.as_ref().map(WriteData::bytes), Some(&data[..30]));
+        }
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl<V: Vfs + 'static> Server<V> {
             platform: platform.clone(),
             nfs: Nfs::new(vfs, share, config.transfer),
             mounts: Mounts::default(),
-            budget: Budget::new(config.payload_max),
+            budget: Budget::new(config.payload_max, config.connections_max),
             config,
             replies: RefCell::default(),
             fingerprint: drc::Fingerprint::new(key),

@@ -113,6 +113,18 @@ impl<'a> Args<'a> {
             Procedure::Commit => Args::Commit { object: handle(d)?, offset: d.u64()?, count: d.u32()? },
         })
     }
+
+    /// The same with a reply of at most so many bytes of file data or entries.
+    pub fn within(mut self, bytes: u64) -> Args<'a> {
+        let most = u32::try_from(bytes).unwrap_or(u32::MAX);
+        match &mut self {
+            Args::Read { count, .. }
+            | Args::ReadDir { count, .. }
+            | Args::ReadDirPlus { maxcount: count, .. } => *count = most.min(*count),
+            _ => {}
+        }
+        self
+    }
 }
 
 fn handle<'a>(d: &mut Decoder<'a>) -> Result<&'a [u8], Malformed> {
