@@ -9,11 +9,13 @@ use crate::engine::commit::{Proposal, Step};
 use crate::engine::{Hold, Inner, Placed, State};
 use crate::journal::Class as JournalClass;
 use crate::space::buckets::Writer;
+use crate::space::triggers::{self, Reference};
 use crate::tx::Value;
 use crate::vfs::{FsError, FsResult};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use moraine_format::journal::item_bytes;
 use moraine_format::node::{
     NODE_BLOCK, NodeIdent, NodePlace, NodePointer, RunInfo, entry_bytes, run_bytes, write_run,
 };
@@ -21,6 +23,8 @@ use moraine_format::{Pos, Tree};
 use moraine_platform::{Buf, Fua};
 use smallvec::smallvec;
 
+/// An item with the pointer to a node of one copy takes less.
+const POINTER_ITEM_BYTES: usize = 256;
 /// Keys changed in one commit, at most.
 const KEYS_MAX: usize = 64;
 
@@ -47,6 +51,22 @@ impl Table {
         let node = self.locate(tree, level, at)?;
         let children = node.keys.iter().map(|(pos, value)| (pos, value.into())).collect();
         Ok(Parent { min: node.ident.min, max: node.ident.max, children })
+    }
+
+    /// What the keys refer to that are in memory, in nodes or as what recovery found for nodes that are not.
+    pub(crate) fn known_references(&self) -> Vec<Reference> {
+        let mut found = Vec::new();
+        let mut add = |key: Key, value: &[u8]| {
+            // What makes no sense refers to nothing.
+            let _ = triggers::references(key, value, self.node_bytes as u32, &mut found);
+        };
+        for ((tree, level, pos), pending) in &self.overlay {
+            pending.value.iter().for_each(|value| add((*tree, *level, *pos), value));
+        }
+        for node in self.nodes() {
+            node.keys.iter().for_each(|(pos, value)| add((node.ident.tree, node.ident.level, pos), value));
+        }
+        found
     }
 
     /// Whether the node `id` is in memory as the child that `pointer` at key `max` describes.
@@ -106,6 +126,16 @@ pub(crate) enum Lost {
     Root(u8),
     /// A child of this level, with its range.
     Child(u8, Pos, Pos),
+}
+
+/// Bytes of the journal that replacing the root of `tree` takes, about, at most: a pointer a level, and a word about each
+/// key of an inner node that it knows.
+pub(crate) fn replace_bytes(engine: &Inner, tree: Tree, level: u8) -> usize {
+    let state = engine.state.borrow();
+    let overlay = state.table.overlay.range((tree, 1, Pos::MIN)..=(tree, level.max(1), Pos::MAX)).count();
+    let inner = state.table.nodes().filter(|n| n.ident.tree == tree && n.ident.level > 0);
+    let known = overlay + inner.map(|n| n.changed.len()).sum::<usize>();
+    known * item_bytes(0) + (level as usize + 1) * POINTER_ITEM_BYTES
 }
 
 /// Puts an empty subtree of as many levels in the place of what is lost of `tree`.

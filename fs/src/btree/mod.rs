@@ -22,7 +22,7 @@ mod table;
 mod view;
 mod write;
 
-pub(crate) use mend::{Lost, Remains, check_child, edit_pointer, replace};
+pub(crate) use mend::{Lost, Remains, check_child, edit_pointer, replace, replace_bytes};
 pub(crate) use read::load;
 pub(crate) use table::{Miss, Pending, Table};
 pub(crate) use view::{Key, View};

@@ -82,7 +82,10 @@ impl Engine {
         superblocks: Superblocks,
         budget: &Budget,
     ) -> Result<Engine, PoolError> {
-        Engine::begin(platform, superblocks, budget, Mode::Checking).await
+        // A repair has to put what makes the trees whole on top of what a crash left, before anything is written back.
+        let mut budget = *budget;
+        budget.journal.dirty_bytes_max *= 2;
+        Engine::begin(platform, superblocks, &budget, Mode::Checking).await
     }
 
     async fn begin(

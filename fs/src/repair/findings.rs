@@ -3,6 +3,8 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::hash::Hasher;
+use siphasher::sip::SipHasher24;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,6 +118,16 @@ pub struct Finding {
     pub text: String,
     /// Whether it was mended.
     pub repaired: bool,
+}
+
+impl Finding {
+    /// The same for what names the same inconsistency, mended or not.
+    pub(super) fn hash(&self) -> u64 {
+        let mut hasher = SipHasher24::new();
+        hasher.write_u16(self.kind as u16);
+        hasher.write(self.text.as_bytes());
+        hasher.finish()
+    }
 }
 
 impl fmt::Display for Finding {

@@ -93,9 +93,9 @@ async fn compare(check: &mut Check<'_>, number: u64, known: &Known, nameless: &m
         if known.nlink == 0 {
             return leaving(check, number).await;
         }
-        let later = check.repairs() && nameless.len() == NAMELESS_MAX;
+        let later = check.will_repair() && nameless.len() == NAMELESS_MAX;
         let text = format!("inode {number}, a {} of {} bytes", known.kind.name(), known.size);
-        check.report(FindingKind::InodeUnreferenced, text, check.repairs() && !later);
+        check.report(FindingKind::InodeUnreferenced, text, check.will_repair() && !later);
         if !later {
             nameless.push(number);
         }

@@ -1,5 +1,6 @@
 //! How a repair writes: where to, by which commits, and where objects go whose name is lost.
 
+use super::salvage;
 use super::topology::is_usable;
 use super::walk::{Found, Keys};
 use super::{Check, FindingKind};
@@ -7,6 +8,7 @@ use crate::engine::commit::Proposal;
 use crate::engine::{Mode, State};
 use crate::journal::Class as JournalClass;
 use crate::namespace::{Names, Pending, PendingAttrs, pos};
+use crate::space::Geometry;
 use crate::space::buckets::Spare;
 use crate::space::triggers::{self, Reference};
 use crate::tx::{Class, Value};
@@ -25,9 +27,39 @@ const SPARE_MAX: usize = 1 << 14;
 const COMMIT_KEYS: usize = 64;
 /// Bytes changed in one commit, about, at most.
 const COMMIT_BYTES: usize = 32 << 10;
+/// The part of what the journal holds that one commit may take: a small journal must move between commits.
+const COMMIT_SHARE: usize = 8;
 
 /// The end of all inode numbers: each mount uses a few, so that none is ever near it.
 const NUMBER_END: u64 = 1 << 62;
+
+/// Classes of buckets that a repair may fill.
+const RANKS: usize = 4;
+
+/// How late a bucket is filled that nothing readable refers to: `free` by its alloc key or not, with an image of a node or
+/// of what one refers to in it or not. An image may be all that is left of something lost; an alloc key may be wrong.
+fn rank(free: bool, image: bool) -> usize {
+    2 * usize::from(image) + usize::from(!free)
+}
+
+/// A set of buckets, of all devices.
+pub(super) struct BucketSet(Vec<Vec<u64>>);
+
+impl BucketSet {
+    pub(super) fn new(geometry: &[Geometry]) -> BucketSet {
+        BucketSet(geometry.iter().map(|g| alloc::vec![0u64; (g.buckets / 64 + 1) as usize]).collect())
+    }
+
+    /// Adds the bucket that holds a byte of a device; it must have one.
+    pub(super) fn insert(&mut self, geometry: &[Geometry], device: u8, offset: u64) {
+        let bucket = offset / geometry[device as usize].bucket_bytes;
+        self.0[device as usize][(bucket / 64) as usize] |= 1 << (bucket % 64);
+    }
+
+    fn contains(&self, device: u8, bucket: u64) -> bool {
+        self.0[device as usize][(bucket / 64) as usize] >> (bucket % 64) & 1 == 1
+    }
+}
 
 /// New values of keys; `None` removes one.
 pub(super) type Changes = Vec<((Tree, Pos), Option<Value>)>;
@@ -61,6 +93,7 @@ impl Check<'_> {
             return Ok(());
         }
         self.begin_mending().await?;
+        let bytes_max = COMMIT_BYTES.min(self.engine.inner.journal.capacity_bytes() as usize / COMMIT_SHARE);
         // The journal moves only while nodes are written back.
         self.engine.resume();
         let mut done = Ok(());
@@ -69,7 +102,7 @@ impl Check<'_> {
             let mut bytes = 0;
             let fits = |((_, _), value): &&((Tree, Pos), Option<Value>)| {
                 bytes += 64 + value.as_ref().map_or(0, |v| v.len());
-                bytes <= COMMIT_BYTES
+                bytes <= bytes_max
             };
             let count = rest.iter().take(COMMIT_KEYS).take_while(fits).count().max(1);
             let (now, later) = rest.split_at(count);
@@ -153,24 +186,23 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Buckets that nothing refers to. Those that are free by their alloc key come first, and what cannot be known for
-    /// sure (a key that is lost may have referred to it) last.
+    /// Buckets that nothing refers to, those first that are missed least should that not be the whole truth: while parts
+    /// of trees are lost, what they referred to and what is left of them looks like nobody's.
     async fn spare(&mut self) -> FsResult<Spare> {
         let inner = self.engine.inner.clone();
-        let bits = |buckets: u64| alloc::vec![0u64; (buckets / 64 + 1) as usize];
-        let mut used: Vec<Vec<u64>> = inner.geometry.iter().map(|g| bits(g.buckets)).collect();
+        let mut used = BucketSet::new(&inner.geometry);
         self.each_reference(|check, r| {
             if is_usable(check, r.device, r.offset, r.len as u64) {
-                let bucket = r.offset / check.engine.inner.geometry[r.device as usize].bucket_bytes;
-                used[r.device as usize][(bucket / 64) as usize] |= 1 << (bucket % 64);
+                used.insert(&check.engine.inner.geometry, r.device, r.offset);
             }
         })
         .await?;
+        let images = if self.whole { None } else { Some(salvage::images(self).await?) };
         let mut spare = Spare::new();
         for (device, ranges) in inner.usable_ranges() {
-            let (mut free, mut doubtful) = (VecDeque::new(), VecDeque::new());
+            let mut ranked: [VecDeque<(u64, u32)>; RANKS] = Default::default();
             for bucket in ranges.into_iter().flat_map(|(first, end)| first..end) {
-                if used[device as usize][(bucket / 64) as usize] >> (bucket % 64) & 1 == 1 {
+                if used.contains(device, bucket) {
                     continue;
                 }
                 let alloc = match self.look(Tree::Alloc, bucket_pos(device, bucket)).await? {
@@ -178,21 +210,17 @@ impl Check<'_> {
                     Found::Missing => Some(Alloc::UNUSED),
                     Found::Unknown => None,
                 };
-                match alloc {
-                    Some(alloc) if alloc.kind == BucketKind::Free => {
-                        free.push_back((bucket, alloc.generation))
-                    }
-                    _ if doubtful.len() < SPARE_MAX => {
-                        doubtful.push_back((bucket, alloc.map_or(0, |a| a.generation)));
-                    }
-                    _ => {}
+                let free = alloc.is_some_and(|a| a.kind == BucketKind::Free);
+                let image = images.as_ref().is_some_and(|i| i.contains(device, bucket));
+                let rank = &mut ranked[rank(free, image)];
+                if rank.len() < SPARE_MAX {
+                    rank.push_back((bucket, alloc.map_or(0, |a| a.generation)));
                 }
-                if free.len() == SPARE_MAX {
+                if ranked[0].len() == SPARE_MAX {
                     break;
                 }
             }
-            free.append(&mut doubtful);
-            spare.push(free);
+            spare.push(ranked.into_iter().flatten().take(SPARE_MAX).collect());
         }
         Ok(spare)
     }

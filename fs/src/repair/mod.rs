@@ -16,6 +16,9 @@
 //! | [`recount`] | buckets, free ranges, backpointers and counters against what keys refer to |
 //! | [`damage`] | which files lost content, by path |
 //!
+//! A repair looks first, as a check does, and tells what is wrong with the pool as it was found. Only if something is,
+//! every pass runs again and mends. What that finds beyond is a consequence: of what was lost, or of what mended it.
+//!
 //! Truth are extents, dirents, inodes and xattrs; alloc, free ranges, need-discard, backpointers, lru and counters derive
 //! from them and are rebuilt by the recount. Each pass relies on the ones before it. Memory is bounded: what a pass must
 //! hold of many objects at once it holds of a range of them at a time.
@@ -42,9 +45,13 @@ pub use pool::check_pool;
 use crate::btree::Remains;
 use crate::engine::Engine;
 use crate::vfs::FsResult;
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use moraine_format::{Pos, Tree};
+
+/// Findings that a repair remembers, so as to tell each once; of more, some may be told again as consequences.
+const TOLD_MAX: usize = 1 << 18;
 
 /// What a check is to do about what it finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +86,10 @@ impl Summary {
 
 /// Where a check tells what it finds and how far it is.
 pub trait Reporter {
-    /// An inconsistency.
+    /// An inconsistency of the pool as it was found.
     fn finding(&mut self, finding: &Finding);
+    /// What a repair changed besides: a consequence of what was lost. Derived keys are not told.
+    fn consequence(&mut self, _finding: &Finding) {}
     /// Content of a file that is lost: damaged now, or known to be from an earlier repair.
     fn damage(&mut self, _damage: &Damage) {}
     /// A pass begins.
@@ -112,6 +121,10 @@ pub(crate) struct Check<'c> {
     whole: bool,
     /// Nodes are written back in the background.
     writing_back: bool,
+    /// What is wrong was looked at and told; now it is mended.
+    mending: bool,
+    /// Hashes of the findings that were told, and whether as mended.
+    told: BTreeMap<u64, bool>,
 }
 
 impl<'c> Check<'c> {
@@ -130,23 +143,47 @@ impl<'c> Check<'c> {
             total: 0,
             whole: false,
             writing_back: false,
+            mending: false,
+            told: BTreeMap::new(),
         }
     }
 
-    /// Whether what is found is to be mended.
+    /// Whether what is found is mended at once.
     fn repairs(&self) -> bool {
+        self.mending
+    }
+
+    /// Whether what is found is mended now or later.
+    fn will_repair(&self) -> bool {
         self.repair == Repair::Yes
     }
 
     pub(crate) fn report(&mut self, kind: FindingKind, text: String, repaired: bool) {
+        let finding = Finding { kind, text, repaired };
+        if self.mending {
+            match self.told.get_mut(&finding.hash()) {
+                Some(as_mended) if *as_mended && !repaired => {
+                    *as_mended = false;
+                    self.summary.repaired -= 1;
+                    return;
+                }
+                Some(_) => return,
+                None if !repaired => {}
+                None if kind.severity() == Severity::Derived => return,
+                None => return self.reporter.consequence(&finding),
+            }
+        }
+        if self.repair == Repair::Yes && self.told.len() < TOLD_MAX {
+            self.told.insert(finding.hash(), repaired);
+        }
         self.summary.found += 1;
         self.summary.repaired += u64::from(repaired);
-        self.reporter.finding(&Finding { kind, text, repaired });
+        self.reporter.finding(&finding);
     }
 
-    /// Reports what the caller is about to mend, if this is a repair.
+    /// Reports what the caller mends, if this is a repair.
     fn found(&mut self, kind: FindingKind, text: String) {
-        self.report(kind, text, self.repairs());
+        self.report(kind, text, self.will_repair());
     }
 
     /// Whether a part of a tree that meets `min ..= max` was lost.
@@ -191,9 +228,29 @@ impl Check<'_> {
 
     async fn passes(&mut self) -> FsResult<()> {
         self.total = self.used_bytes().await?;
+        let before = self.summary.found;
+        match self.all_passes().await {
+            // What keeps a check from going on may be what is to be mended.
+            Err(e) if self.will_repair() && walk::is_damage(e) => {}
+            Err(e) => return Err(e),
+            Ok(()) if self.will_repair() && self.summary.found > before => {}
+            Ok(()) => return self.tell_damage().await,
+        }
+        self.mending = true;
+        self.whole = false;
+        self.stretches.clear();
+        self.nodes_done = 0;
+        (self.summary.bytes_verified, self.summary.lost) = (0, 0);
+        self.all_passes().await?;
+        self.tell_damage().await
+    }
+
+    async fn all_passes(&mut self) -> FsResult<()> {
         if self.engine.is_under_repair() {
             self.found(FindingKind::RepairUnfinished, "what derives from other keys may be wrong".into());
-            self.begin_mending().await?;
+            if self.repairs() {
+                self.begin_mending().await?;
+            }
         }
         if let Some(why) = self.engine.inner.rot.clone() {
             self.found(FindingKind::JournalDamaged, why);
@@ -211,7 +268,10 @@ impl Check<'_> {
         self.pass("links");
         links::check(self).await?;
         self.pass("space");
-        recount::check(self).await?;
+        recount::check(self).await
+    }
+
+    async fn tell_damage(&mut self) -> FsResult<()> {
         self.pass("damage");
         damage::report(self).await
     }

@@ -8,10 +8,12 @@
 //! Trees that derive from others are not restored: the recount makes them anew.
 
 use super::Check;
-use super::mend::Changes;
+use super::mend::{BucketSet, Changes};
+use super::topology::is_usable;
+use crate::space::triggers::{self, Reference};
 use crate::tx::Value;
 use crate::vfs::{FsError, FsResult};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
 use alloc::vec::Vec;
 use moraine_format::node::{NODE_BLOCK, NodeIdent, RUN_MAGIC, Run};
@@ -124,44 +126,103 @@ async fn put_back(
     Ok(())
 }
 
-/// No run counts that may hold changes later than the history that was recovered.
-fn limit(check: &Check<'_>) -> u64 {
-    check.engine.inner.recovered.0
+/// No run counts that may hold changes later than the history that was recovered, and none of this mount's: what a
+/// repair puts in the place of something lost is newer than all that is left of it.
+struct Limit {
+    seq: u64,
+    epoch: u64,
+}
+
+fn limit(check: &Check<'_>) -> Limit {
+    Limit { seq: check.engine.inner.recovered.0, epoch: check.engine.inner.epoch }
+}
+
+/// Buckets with an image of a node, or of what an image of a leaf refers to: of what is lost nothing else may be left.
+pub(super) async fn images(check: &mut Check<'_>) -> FsResult<BucketSet> {
+    let inner = check.engine.inner.clone();
+    let node_bytes = inner.state.borrow().table.node_bytes as u32;
+    let mut set = BucketSet::new(&inner.geometry);
+    let mut places = Places::new(check);
+    // What the journal and nodes in memory know has not reached the disks.
+    let mut found: Vec<Reference> = inner.state.borrow().table.known_references();
+    insert(check, &mut set, &mut found);
+    while let Some((device, offset)) = places.next(check).await? {
+        let Some(bytes) = read_node(check, device, offset).await? else { continue };
+        runs(&bytes, inner.pool_tag, limit(check), |run| {
+            set.insert(&inner.geometry, device, offset);
+            for (at, value) in run.entries() {
+                let key = (run.ident.tree, run.ident.level, at);
+                let _ = value.map(|v| triggers::references(key, v, node_bytes, &mut found));
+            }
+        });
+        insert(check, &mut set, &mut found);
+    }
+    Ok(set)
+}
+
+fn insert(check: &Check<'_>, set: &mut BucketSet, found: &mut Vec<Reference>) {
+    for r in found.drain(..).filter(|r| is_usable(check, r.device, r.offset, r.len as u64)) {
+        set.insert(&check.engine.inner.geometry, r.device, r.offset);
+    }
+}
+
+/// Every place where a node may begin and something of this pool's does.
+struct Places {
+    magic: [u8; 8],
+    node_bytes: u64,
+    /// Stretches of devices that are still to be looked at.
+    rest: VecDeque<(u8, u64, u64)>,
+}
+
+impl Places {
+    fn new(check: &Check<'_>) -> Places {
+        let inner = &check.engine.inner;
+        let stretches = inner.usable_ranges().into_iter().flat_map(|(device, ranges)| {
+            let bytes = inner.geometry[device as usize].bucket_bytes;
+            ranges.into_iter().map(move |(first, end)| (device, first * bytes, end * bytes))
+        });
+        Places {
+            magic: (RUN_MAGIC ^ inner.pool_tag).to_le_bytes(),
+            node_bytes: inner.state.borrow().table.node_bytes as u64,
+            rest: stretches.collect(),
+        }
+    }
+
+    async fn next(&mut self, check: &Check<'_>) -> FsResult<Option<(u8, u64)>> {
+        while let Some((device, offset, end)) = self.rest.front_mut() {
+            if offset == end {
+                self.rest.pop_front();
+                continue;
+            }
+            let (device, at) = (*device, *offset);
+            *offset += self.node_bytes;
+            let head = Buf::zeroed(NODE_BLOCK).map_err(|_| FsError::NoMemory)?;
+            let (head, result) = check.engine.inner.devices.read(device, at, head).await;
+            if result.is_ok() && head.starts_with(&self.magic) {
+                return Ok(Some((device, at)));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// Looks for leaves of the wanted parts wherever there can be nodes.
 async fn scan(check: &mut Check<'_>, wanted: &BTreeMap<Tree, Ranges>) -> FsResult<Vec<(Tree, Leaf)>> {
-    let inner = check.engine.inner.clone();
-    let node_bytes = inner.state.borrow().table.node_bytes as u64;
-    let magic = (RUN_MAGIC ^ inner.pool_tag).to_le_bytes();
+    let tag = check.engine.inner.pool_tag;
     let mut leaves: Vec<(Tree, Leaf)> = Vec::new();
-    for (device, ranges) in inner.usable_ranges() {
-        let bucket_bytes = inner.geometry[device as usize].bucket_bytes;
-        for (first, end) in ranges {
-            let mut offset = first * bucket_bytes;
-            while offset < end * bucket_bytes {
-                let at = offset;
-                offset += node_bytes;
-                let head = Buf::zeroed(NODE_BLOCK).map_err(|_| FsError::NoMemory)?;
-                let (head, result) = inner.devices.read(device, at, head).await;
-                if result.is_err() || !head.starts_with(&magic) {
-                    continue;
-                }
-                let Some(bytes) = read_node(check, device, at).await? else { continue };
-                let Some((ident, seq, epoch)) = runs(&bytes, inner.pool_tag, limit(check), |_| {}) else {
-                    continue;
-                };
-                let meets = |r: &(Pos, Pos)| r.0 <= ident.max && ident.min <= r.1;
-                if ident.level > 0 || !wanted.get(&ident.tree).is_some_and(|r| r.iter().any(meets)) {
-                    continue;
-                }
-                let NodeIdent { node, min, max, .. } = ident;
-                leaves.push((ident.tree, Leaf { seq, epoch, node, device, offset: at, min, max }));
-                if leaves.len() > LEAVES_MAX {
-                    leaves.sort_by_key(|(_, l)| core::cmp::Reverse((l.seq, l.epoch, l.node, l.offset)));
-                    leaves.truncate(LEAVES_MAX / 2);
-                }
-            }
+    let mut places = Places::new(check);
+    while let Some((device, offset)) = places.next(check).await? {
+        let Some(bytes) = read_node(check, device, offset).await? else { continue };
+        let Some((ident, seq, epoch)) = runs(&bytes, tag, limit(check), |_| {}) else { continue };
+        let meets = |r: &(Pos, Pos)| r.0 <= ident.max && ident.min <= r.1;
+        if ident.level > 0 || !wanted.get(&ident.tree).is_some_and(|r| r.iter().any(meets)) {
+            continue;
+        }
+        let NodeIdent { node, min, max, .. } = ident;
+        leaves.push((ident.tree, Leaf { seq, epoch, node, device, offset, min, max }));
+        if leaves.len() > LEAVES_MAX {
+            leaves.sort_by_key(|(_, l)| core::cmp::Reverse((l.seq, l.epoch, l.node, l.offset)));
+            leaves.truncate(LEAVES_MAX / 2);
         }
     }
     let text = format!("{} old nodes hold something of what was lost", leaves.len());
@@ -187,12 +248,12 @@ async fn read_node(check: &Check<'_>, device: u8, offset: u64) -> FsResult<Optio
     Ok(Some(buf))
 }
 
-/// Calls `visit` with the runs of a node as far as they are whole and not newer than `limit`. Returns which node it is,
+/// Calls `visit` with the runs of a node as far as they are whole and not beyond `limit`. Returns which node it is,
 /// and seq and epoch of its last run.
 fn runs(
     bytes: &[u8],
     tag: u64,
-    limit: u64,
+    limit: Limit,
     mut visit: impl FnMut(&Run<'_>),
 ) -> Option<(NodeIdent, u64, u64)> {
     let mut last: Option<(NodeIdent, u64, u64)> = None;
@@ -200,7 +261,8 @@ fn runs(
     while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
         let Ok(run) = Run::parse(rest, tag) else { break };
         let same = last.is_none_or(|(ident, ..)| ident == run.ident);
-        if !same || run.info.index != index || run.info.previous != previous || run.info.seq > limit {
+        let counts = run.info.seq <= limit.seq && run.info.epoch < limit.epoch;
+        if !same || run.info.index != index || run.info.previous != previous || !counts {
             break;
         }
         visit(&run);

@@ -11,9 +11,23 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use moraine_format::node::NodePointer;
 use moraine_format::{Pos, Tree};
+use moraine_platform::{error, warn};
 
-/// Fill of the journal, in thousandths, at which replacing nodes stops: nothing can be written back before all are whole.
+/// Fill of the journal, in thousandths, from which on a damaged tree is replaced as a whole: nothing can be written back
+/// before all trees are whole, so the journal must hold all that makes them so.
 const JOURNAL_FILL_MAX: u64 = 800;
+
+/// Fill of the journal, in thousandths, up to which it takes what replaces a tree: writing back needs the rest.
+const JOURNAL_FULL: u64 = 930;
+
+/// What a hole was filled with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Filled {
+    /// Nothing, or a child.
+    Part,
+    /// All of the tree is new and whole.
+    Tree,
+}
 
 /// A part of a parent's range without a good child.
 struct Hole {
@@ -24,7 +38,7 @@ struct Hole {
 }
 
 pub(super) async fn check(check: &mut Check<'_>) -> FsResult<()> {
-    let unreadable = core::mem::take(&mut *check.engine.inner.lost_roots.borrow_mut());
+    let unreadable = check.engine.inner.lost_roots.borrow().clone();
     for tree in Tree::ALL {
         root(check, *tree, unreadable.contains(tree)).await?;
         let top = check.engine.inner.state.borrow().table.root(*tree).level;
@@ -53,10 +67,24 @@ async fn root(check: &mut Check<'_>, tree: Tree, nonsense: bool) -> FsResult<()>
     check.found(FindingKind::NodeUnreadable, format!("root of {}: {why}", tree.name()));
     if check.repairs() {
         check.begin_mending().await?;
-        let level = inner.state.borrow().table.root(tree).level;
-        let remains = btree::replace(&inner, tree, Lost::Root(level)).await?;
-        check.lose(tree, Pos::MIN, Pos::MAX, remains);
+        replace_root(check, tree).await?;
     }
+    Ok(())
+}
+
+/// Puts an empty tree in the place of one.
+async fn replace_root(check: &mut Check<'_>, tree: Tree) -> FsResult<()> {
+    let inner = check.engine.inner.clone();
+    check.lost.retain(|(lost, ..)| *lost != tree);
+    let level = inner.state.borrow().table.root(tree).level;
+    let needed = btree::replace_bytes(&inner, tree, level) as u64;
+    let journal = &inner.journal;
+    if journal.fill_permille() + needed * 1000 / journal.capacity_bytes() > JOURNAL_FULL {
+        error!("fs", "the journal has no room for what is to be repaired");
+        return Err(FsError::NoSpace);
+    }
+    let remains = btree::replace(&inner, tree, Lost::Root(level)).await?;
+    check.lose(tree, Pos::MIN, Pos::MAX, remains);
     Ok(())
 }
 
@@ -80,27 +108,27 @@ async fn parent(check: &mut Check<'_>, tree: Tree, level: u8, from: Pos) -> FsRe
     for (max, value) in &parent.children {
         let Some(min) = expected else { break };
         expected = max.successor();
-        let pointer = match NodePointer::parse(value) {
-            Ok(pointer) => pointer,
-            Err(e) => {
-                let why = format!("the pointer to it makes no sense: {e}");
-                hole(check, tree, level, Hole { min, max: *max, kind: FindingKind::ValueUnreadable, why })
-                    .await?;
-                continue;
+        let (kind, why) = match NodePointer::parse(value) {
+            Err(e) => (FindingKind::ValueUnreadable, format!("the pointer to it makes no sense: {e}")),
+            Ok(p) if p.level.checked_add(1) != Some(level) || p.min != min => {
+                let why = format!("a node of level {} that begins at {} is there", p.level, p.min);
+                (FindingKind::NodeRange, why)
             }
+            Ok(p) => match child(check, tree, &p, *max).await? {
+                Some(why) => (FindingKind::NodeUnreadable, why),
+                None => continue,
+            },
         };
-        if pointer.level.checked_add(1) != Some(level) || pointer.min != min {
-            let why = format!("a node of level {} that begins at {} is there", pointer.level, pointer.min);
-            hole(check, tree, level, Hole { min, max: *max, kind: FindingKind::NodeRange, why }).await?;
-            continue;
-        }
-        if let Some(why) = child(check, tree, &pointer, *max).await? {
-            hole(check, tree, level, Hole { min, max: *max, kind: FindingKind::NodeUnreadable, why }).await?;
+        if hole(check, tree, level, Hole { min, max: *max, kind, why }).await? == Filled::Tree {
+            return Ok(None);
         }
     }
     if let Some(min) = expected.filter(|min| *min <= parent.max) {
         let why = "no node is there".to_string();
-        hole(check, tree, level, Hole { min, max: parent.max, kind: FindingKind::NodeRange, why }).await?;
+        let hole = hole(check, tree, level, Hole { min, max: parent.max, kind: FindingKind::NodeRange, why });
+        if hole.await? == Filled::Tree {
+            return Ok(None);
+        }
     }
     Ok(parent.max.successor())
 }
@@ -137,21 +165,23 @@ pub(super) fn is_usable(check: &Check<'_>, device: u8, offset: u64, len: u64) ->
 }
 
 /// Reports a hole below the parent at `level`, and fills it.
-async fn hole(check: &mut Check<'_>, tree: Tree, level: u8, hole: Hole) -> FsResult<()> {
+async fn hole(check: &mut Check<'_>, tree: Tree, level: u8, hole: Hole) -> FsResult<Filled> {
     let Hole { min, max, kind, why } = hole;
     check.found(kind, format!("{}/{} {min} to {max}: {why}", tree.name(), level - 1));
     if !check.repairs() {
-        return Ok(());
+        return Ok(Filled::Part);
     }
     let inner = check.engine.inner.clone();
-    if inner.journal.fill_permille() > JOURNAL_FILL_MAX {
-        moraine_platform::error!("fs", "the journal has no room for all that is to be repaired");
-        return Err(FsError::NoSpace);
-    }
     check.begin_mending().await?;
+    if inner.journal.fill_permille() > JOURNAL_FILL_MAX {
+        // One change instead of many: the leaves that are good are found again with what is left of the others.
+        warn!("fs", "so much of tree {} is damaged that all of it is made anew of its leaves", tree.name());
+        replace_root(check, tree).await?;
+        return Ok(Filled::Tree);
+    }
     let remains = btree::replace(&inner, tree, Lost::Child(level - 1, min, max)).await?;
     check.lose(tree, min, max, remains);
-    Ok(())
+    Ok(Filled::Part)
 }
 
 fn next_parent(check: &Check<'_>, tree: Tree, level: u8, at: Pos) -> Option<Pos> {

@@ -187,12 +187,17 @@ async fn fill(fs: &Filesystem) -> BTreeMap<Vec<u8>, Made> {
 pub struct Told {
     pub findings: Vec<Finding>,
     pub damages: Vec<Damage>,
+    pub consequences: Vec<Finding>,
 }
 
 impl Reporter for Told {
     fn finding(&mut self, finding: &Finding) {
         assert!(!finding.text.is_empty());
         self.findings.push(finding.clone());
+    }
+
+    fn consequence(&mut self, finding: &Finding) {
+        self.consequences.push(finding.clone());
     }
 
     fn damage(&mut self, damage: &Damage) {
@@ -208,6 +213,11 @@ impl Told {
         kinds
     }
 
+    /// What is wrong, whatever became of it.
+    pub fn wrong(&self) -> Vec<(FindingKind, &str)> {
+        self.findings.iter().map(|f| (f.kind, f.text.as_str())).collect()
+    }
+
     pub fn text(&self) -> String {
         self.findings.iter().map(|f| format!("\n  {f}")).collect()
     }
@@ -215,12 +225,17 @@ impl Told {
 
 /// Checks an image in a world of its own; returns what it is then.
 pub fn fsck(image: &Image, repair: Repair) -> (Result<Summary, String>, Told, Image) {
+    fsck_within(&budget(), image, repair)
+}
+
+/// The same within a budget.
+pub fn fsck_within(budget: &Budget, image: &Image, repair: Repair) -> (Result<Summary, String>, Told, Image) {
     let world = world(2);
     let (disk, disks) = plug(&world, image);
     let platform = world.platform();
     let mut told = Told::default();
     let result = world.try_run(async {
-        check_pool(&platform, &disks, &budget(), repair, &mut told).await.map_err(|e| e.to_string())
+        check_pool(&platform, &disks, budget, repair, &mut told).await.map_err(|e| e.to_string())
     });
     let result = result.unwrap_or_else(|stall| panic!("fsck {repair:?} hangs: {stall}{}", told.text()));
     (result, told, disk.visible_image())
@@ -357,9 +372,8 @@ pub fn ordeal_of(
             _ => Ok(told),
         };
     };
-    if let Ok(seen) = checked
-        && (seen.found == 0) != (summary.found == 0)
-    {
+    // A repair tells what a check tells: what was wrong before, and none of its own doing.
+    if checked.is_ok() && looked.wrong() != told.wrong() {
         return Err(format!("the check found{}\nthe repair{}", looked.text(), told.text()));
     }
     let (again, left, _) = fsck(&after, Repair::No);

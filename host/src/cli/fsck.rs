@@ -109,6 +109,16 @@ impl Reporter for Teller {
         self.progress.print(&line);
     }
 
+    fn consequence(&mut self, finding: &Finding) {
+        let line = if self.json {
+            let kind = finding.kind;
+            json!({"consequence": kind as u16, "kind": kind.text(), "where": finding.text}).to_string()
+        } else {
+            format!("consequence: [{}] {}: {}", finding.kind as u16, finding.kind.text(), finding.text)
+        };
+        self.progress.print(&line);
+    }
+
     fn damage(&mut self, damage: &Damage) {
         let line = if self.json {
             let Damage { inode, path, start, end } = damage;
