@@ -9,6 +9,7 @@
 //! | [`world`] | executor, virtual clock, offload, forced yields: [`World`] |
 //! | [`disk`] | [`SimDisk`]: volatile cache over an image, faults, power cuts |
 //! | [`crash`] | crash enumeration: every cut of a recorded run, recovered and checked |
+//! | [`explore`] | every state of a small core up to a bound |
 //! | [`trace`] | the log of device commands: hash, recording, counters |
 //! | [`net`] | streams, listeners and datagrams between simulated hosts |
 //! | [`ops`], [`generate`] | filesystem operations as values, and workloads of them from a seed |
@@ -29,6 +30,7 @@ mod compare;
 pub mod crash;
 pub mod crowd;
 pub mod disk;
+pub mod explore;
 pub mod fault;
 pub mod generate;
 pub mod harness;

@@ -102,11 +102,13 @@ pub struct Cache<T> {
     entries: HashMap<Key, Entry<T>>,
     /// Finished entries, oldest first: exactly the keys of `entries` that are `Done`.
     done: VecDeque<Key>,
+    /// [`ENTRIES_MAX`]; less in a test of every state.
+    entries_max: usize,
 }
 
 impl<T> Default for Cache<T> {
     fn default() -> Cache<T> {
-        Cache { entries: HashMap::new(), done: VecDeque::new() }
+        Cache { entries: HashMap::new(), done: VecDeque::new(), entries_max: ENTRIES_MAX }
     }
 }
 
@@ -132,7 +134,7 @@ impl<T> Cache<T> {
             Some(Entry::Done { reply, .. }) => return Arrival::Replay(reply.clone(), reply_to),
             None => {}
         }
-        if self.entries.len() >= ENTRIES_MAX {
+        if self.entries.len() >= self.entries_max {
             let Some(oldest) = self.done.pop_front() else { return Arrival::Full(reply_to) };
             self.entries.remove(&oldest);
         }
@@ -165,6 +167,9 @@ impl<T> Cache<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod explored;
 
 #[cfg(test)]
 mod tests {

@@ -192,6 +192,9 @@ impl fmt::Display for Table {
 }
 
 #[cfg(test)]
+mod explored;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use alloc::string::ToString;

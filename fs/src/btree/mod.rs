@@ -15,6 +15,8 @@
 //! The structure in memory is always the structure in the journal: a node may outgrow its size on disk for a while, and
 //! splits in the same commit that makes its written-out parts reachable. So no parent ever points at an unwritten node.
 
+#[cfg(test)]
+mod explored;
 mod mend;
 mod node;
 mod read;

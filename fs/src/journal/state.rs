@@ -487,3 +487,6 @@ impl fmt::Display for State {
         write!(f, "  {}", self.ring)
     }
 }
+
+#[cfg(test)]
+mod explored;

@@ -332,8 +332,25 @@ impl Buckets {
         place.offset / self.members[place.device as usize].geometry.bucket_bytes
     }
 
-    /// Follows what a commit did to buckets.
+    /// Whether an empty bucket, which the commit `seq_empty` emptied, may be discarded and used again: that commit is
+    /// durable, and nobody reads or writes there.
+    pub(crate) fn may_be_freed(&self, (device, bucket): (u8, u64), seq_empty: u64, durable: u64) -> bool {
+        seq_empty <= durable && !self.is_held(device, bucket)
+    }
+
+    /// Follows what a commit did to buckets, and to the counters.
     pub(crate) fn committed(&mut self, table: &Table, transitions: &[Transition]) {
+        self.follow(transitions);
+        for device in 0..self.members.len() as u8 {
+            if let Ok(Some(value)) = table.get(Tree::Accounting, 0, DeviceUsage::pos(device))
+                && let Ok(usage) = DeviceUsage::parse(value)
+            {
+                self.set_usage(device, usage);
+            }
+        }
+    }
+
+    fn follow(&mut self, transitions: &[Transition]) {
         for t in transitions {
             assert!(
                 t.after.kind == BucketKind::Free
@@ -346,13 +363,6 @@ impl Buckets {
                 && core::mem::take(&mut claim.fresh)
             {
                 self.fresh -= 1;
-            }
-        }
-        for device in 0..self.members.len() as u8 {
-            if let Ok(Some(value)) = table.get(Tree::Accounting, 0, DeviceUsage::pos(device))
-                && let Ok(usage) = DeviceUsage::parse(value)
-            {
-                self.set_usage(device, usage);
             }
         }
     }
@@ -436,3 +446,6 @@ impl core::fmt::Display for Buckets {
         )
     }
 }
+
+#[cfg(test)]
+mod explored;

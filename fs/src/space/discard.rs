@@ -72,7 +72,7 @@ async fn candidates(engine: &Rc<Inner>) -> FsResult<Vec<(u8, u64)>> {
                 Ok(Some((pos, _))) => {
                     let (device, bucket) = need_discard_bucket(pos);
                     let known = engine.geometry.get(device as usize).is_some_and(|g| bucket < g.buckets);
-                    if known && !state.buckets.is_held(device, bucket) {
+                    if known && state.buckets.may_be_freed((device, bucket), pos.inode, durable) {
                         found.push((device, bucket));
                     }
                     Ok(pos.successor())
