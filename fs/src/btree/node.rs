@@ -1,70 +1,136 @@
-//! A node in memory: its keys, and which of them changed since it was last written.
+//! A node in memory: its keys with their values, in order.
 //!
-//! Keys live in two sorted sets: a *frozen* one, packed tightly, and a small *recent* one in front of it that takes
-//! updates. When the recent set is full it is folded into the frozen one. So a lookup is two binary searches over
-//! dense arrays, an update moves at most a few kilobytes, and memory is the live bytes, not the node size on disk.
+//! They lie in small chunks, each sorted and packed tightly, and a list of the chunks' first keys. So a look-up is two
+//! binary searches over a few kilobytes, an update moves at most one chunk, memory is about the live bytes, and however
+//! large a node is on disk, nobody needs more than a few contiguous kilobytes for it: in little memory, after days, there
+//! are no large pieces.
 
 use crate::tx::Value;
 use alloc::vec::Vec;
 use moraine_format::Pos;
 use moraine_format::node::{Entry, entry_bytes};
 
-/// Updates the recent set takes before it is folded.
-const RECENT_MAX: usize = 96;
+/// Keys of a full chunk.
+const CHUNK_KEYS: usize = 64;
+/// Bytes of values of a full chunk; one more value may lie in it, however long.
+const CHUNK_BYTES: usize = 4096;
+/// Least room that values grow by.
+const GROW_BYTES: usize = 64;
 
 /// Keys of one node with their values.
 #[derive(Default)]
 pub(super) struct Keys {
-    frozen: Frozen,
-    /// Newer than the frozen set; `None` hides a frozen key.
-    recent: Vec<(Pos, Option<Value>)>,
-    /// Bytes that the live keys take as entries on disk.
+    chunks: Vec<Chunk>,
+    /// The first key of each chunk.
+    firsts: Vec<Pos>,
+    /// Bytes that the keys take as entries on disk.
     live_bytes: usize,
-    /// Number of live keys.
     count: usize,
-    /// Bytes of the values that the recent set was given since it was last empty.
-    recent_bytes: usize,
+    /// Memory that the chunks hold.
+    memory: usize,
 }
 
+/// Some keys that follow each other. Never empty.
 #[derive(Default)]
-struct Frozen {
+struct Chunk {
     keys: Vec<Pos>,
     /// End of each value in `heap`.
     ends: Vec<u32>,
     heap: Vec<u8>,
 }
 
-impl Frozen {
+impl Chunk {
+    fn one(pos: Pos, value: &[u8]) -> Chunk {
+        let mut chunk = Chunk::default();
+        chunk.insert(0, pos, value);
+        chunk
+    }
+
+    fn start(&self, i: usize) -> usize {
+        if i == 0 { 0 } else { self.ends[i - 1] as usize }
+    }
+
     fn value(&self, i: usize) -> &[u8] {
-        let start = if i == 0 { 0 } else { self.ends[i - 1] as usize };
-        &self.heap[start..self.ends[i] as usize]
+        &self.heap[self.start(i)..self.ends[i] as usize]
     }
 
-    fn push(&mut self, pos: Pos, value: &[u8]) {
-        self.keys.push(pos);
-        self.heap.extend_from_slice(value);
-        self.ends.push(self.heap.len() as u32);
+    fn memory(&self) -> usize {
+        self.keys.capacity() * size_of::<Pos>()
+            + self.ends.capacity() * size_of::<u32>()
+            + self.heap.capacity()
     }
 
-    /// Adds the keys `range` of another set, all of which are greater than those here.
-    fn extend(&mut self, other: &Frozen, range: core::ops::Range<usize>) {
-        if range.is_empty() {
-            return;
+    fn is_full(&self) -> bool {
+        self.keys.len() >= CHUNK_KEYS || self.heap.len() >= CHUNK_BYTES
+    }
+
+    /// Puts `value` where `old` bytes lie at `at`, and moves the ends from `i` on.
+    fn splice(&mut self, i: usize, at: usize, old: usize, value: &[u8]) {
+        let (len, end) = (self.heap.len(), at + old);
+        if value.len() > old {
+            let more = value.len() - old;
+            if self.heap.capacity() < len + more {
+                self.heap.reserve_exact(more.max(len / 4).max(GROW_BYTES));
+            }
+            self.heap.resize(len + more, 0);
+            self.heap.copy_within(end..len, end + more);
+        } else {
+            self.heap.copy_within(end.., at + value.len());
+            self.heap.truncate(len - (old - value.len()));
         }
-        let from = if range.start == 0 { 0 } else { other.ends[range.start - 1] };
-        let to = other.ends[range.end - 1];
-        let shift = (self.heap.len() as u32).wrapping_sub(from);
-        self.keys.extend_from_slice(&other.keys[range.clone()]);
-        self.heap.extend_from_slice(&other.heap[from as usize..to as usize]);
-        self.ends.extend(other.ends[range].iter().map(|end| end.wrapping_add(shift)));
+        self.heap[at..at + value.len()].copy_from_slice(value);
+        for end in &mut self.ends[i..] {
+            *end = (*end as usize + value.len() - old) as u32;
+        }
     }
 
-    fn with_capacity(keys: usize, bytes: usize) -> Frozen {
-        Frozen {
-            keys: Vec::with_capacity(keys),
-            ends: Vec::with_capacity(keys),
-            heap: Vec::with_capacity(bytes),
-        }
+    fn insert(&mut self, i: usize, pos: Pos, value: &[u8]) {
+        let at = self.start(i);
+        self.keys.insert(i, pos);
+        self.ends.insert(i, at as u32);
+        self.splice(i, at, 0, value);
+    }
+
+    fn replace(&mut self, i: usize, value: &[u8]) {
+        let at = self.start(i);
+        self.splice(i, at, self.ends[i] as usize - at, value);
+    }
+
+    fn remove(&mut self, i: usize) {
+        let at = self.start(i);
+        self.splice(i, at, self.ends[i] as usize - at, &[]);
+        self.keys.remove(i);
+        self.ends.remove(i);
+    }
+
+    /// Takes off the second half, by what there is too much of; both halves have keys.
+    fn split(&mut self) -> Chunk {
+        let by_bytes = self.ends.partition_point(|end| (*end as usize) < self.heap.len() / 2);
+        let middle = if self.keys.len() >= CHUNK_KEYS { self.keys.len() / 2 } else { by_bytes };
+        let at = middle.clamp(1, self.keys.len() - 1);
+        let start = self.start(at);
+        let second = Chunk {
+            keys: self.keys.split_off(at),
+            ends: self.ends[at..].iter().map(|end| *end - start as u32).collect(),
+            heap: self.heap[start..].into(),
+        };
+        self.ends.truncate(at);
+        self.heap.truncate(start);
+        second
+    }
+
+    /// Adds all of `next`, whose keys follow.
+    fn append(&mut self, next: &Chunk) {
+        let shift = self.heap.len() as u32;
+        self.keys.extend_from_slice(&next.keys);
+        self.ends.extend(next.ends.iter().map(|end| end + shift));
+        self.heap.extend_from_slice(&next.heap);
+    }
+
+    /// Whether both fit one chunk with room for more.
+    fn fits(&self, next: &Chunk) -> bool {
+        self.keys.len() + next.keys.len() <= CHUNK_KEYS / 2
+            && self.heap.len() + next.heap.len() <= CHUNK_BYTES / 2
     }
 }
 
@@ -72,45 +138,18 @@ impl Keys {
     /// Keys from sorted entries without deletions.
     pub(super) fn from_sorted<'a>(entries: impl Iterator<Item = (Pos, &'a [u8])>) -> Keys {
         let mut keys = Keys::default();
-        for (pos, value) in entries {
-            keys.live_bytes += entry_bytes(value.len());
-            keys.count += 1;
-            keys.frozen.push(pos, value);
-        }
+        entries.for_each(|(pos, value)| keys.put(pos, value));
         keys
     }
 
     /// Applies a run of sorted entries over what is there.
     pub(super) fn fold<'a>(&mut self, entries: impl Iterator<Item = Entry<'a>>) {
-        self.freeze();
-        let old = core::mem::take(&mut self.frozen);
-        let mut new = Frozen::with_capacity(old.keys.len(), old.heap.len());
-        let mut done = 0;
         for (pos, value) in entries {
-            let at = done + old.keys[done..].partition_point(|p| *p < pos);
-            new.extend(&old, done..at);
-            done = at;
-            if old.keys.get(at) == Some(&pos) {
-                self.forget(old.value(at).len());
-                done += 1;
-            }
-            if let Some(value) = value {
-                self.note(value.len());
-                new.push(pos, value);
+            match value {
+                Some(value) => self.put(pos, value),
+                None => self.remove(pos),
             }
         }
-        new.extend(&old, done..old.keys.len());
-        self.frozen = new;
-    }
-
-    fn note(&mut self, len: usize) {
-        self.live_bytes += entry_bytes(len);
-        self.count += 1;
-    }
-
-    fn forget(&mut self, len: usize) {
-        self.live_bytes -= entry_bytes(len);
-        self.count -= 1;
     }
 
     pub(super) fn live_bytes(&self) -> usize {
@@ -123,19 +162,19 @@ impl Keys {
 
     /// Memory held, in bytes, about.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.frozen.keys.capacity() * (size_of::<Pos>() + 4)
-            + self.frozen.heap.capacity()
-            + self.recent.capacity() * size_of::<(Pos, Option<Value>)>()
-            + self.recent_bytes
+        self.memory + self.chunks.capacity() * size_of::<Chunk>() + self.firsts.capacity() * size_of::<Pos>()
+    }
+
+    /// The chunk that `pos` is in, or would be in; 0 if there is none.
+    fn chunk_of(&self, pos: Pos) -> usize {
+        self.firsts.partition_point(|first| *first <= pos).saturating_sub(1)
     }
 
     /// The value at `pos`.
     pub(super) fn get(&self, pos: Pos) -> Option<&[u8]> {
-        if let Ok(i) = self.recent.binary_search_by(|(p, _)| p.cmp(&pos)) {
-            return self.recent[i].1.as_deref();
-        }
-        let i = self.frozen.keys.binary_search(&pos).ok()?;
-        Some(self.frozen.value(i))
+        let chunk = self.chunks.get(self.chunk_of(pos))?;
+        let i = chunk.keys.binary_search(&pos).ok()?;
+        Some(chunk.value(i))
     }
 
     /// The first key at or after `pos`.
@@ -145,107 +184,116 @@ impl Keys {
 
     /// The last key at or before `pos`.
     pub(super) fn last_to(&self, pos: Pos) -> Option<(Pos, &[u8])> {
-        let mut f = self.frozen.keys.partition_point(|p| *p <= pos);
-        let mut r = self.recent.partition_point(|(p, _)| *p <= pos);
-        loop {
-            let frozen = f.checked_sub(1).map(|i| self.frozen.keys[i]);
-            let recent = r.checked_sub(1).map(|i| self.recent[i].0);
-            match (frozen, recent) {
-                (None, None) => return None,
-                (Some(k), None) => return Some((k, self.frozen.value(f - 1))),
-                (Some(k), Some(n)) if k > n => return Some((k, self.frozen.value(f - 1))),
-                (k, Some(n)) => {
-                    if let Some(value) = &self.recent[r - 1].1 {
-                        return Some((n, value));
-                    }
-                    r -= 1;
-                    if k == Some(n) {
-                        f -= 1;
-                    }
-                }
-            }
-        }
+        let chunk = self.chunks.get(self.chunk_of(pos))?;
+        let i = chunk.keys.partition_point(|p| *p <= pos).checked_sub(1)?;
+        Some((chunk.keys[i], chunk.value(i)))
     }
 
-    /// All live keys from `pos` on, in order.
+    /// All keys from `pos` on, in order.
     pub(super) fn iter_from(&self, pos: Pos) -> impl Iterator<Item = (Pos, &[u8])> {
-        let mut f = self.frozen.keys.partition_point(|p| *p < pos);
-        let mut r = self.recent.partition_point(|(p, _)| *p < pos);
+        let at = self.chunk_of(pos);
+        let skip = self.chunks.get(at).map_or(0, |chunk| chunk.keys.partition_point(|p| *p < pos));
+        let mut rest = self.chunks.get(at..).unwrap_or_default().iter();
+        let (mut chunk, mut i) = (rest.next(), skip);
         core::iter::from_fn(move || {
-            loop {
-                let frozen = self.frozen.keys.get(f).copied();
-                let recent = self.recent.get(r);
-                match (frozen, recent) {
-                    (None, None) => return None,
-                    (Some(k), None) => {
-                        f += 1;
-                        return Some((k, self.frozen.value(f - 1)));
-                    }
-                    (Some(k), Some((n, _))) if k < *n => {
-                        f += 1;
-                        return Some((k, self.frozen.value(f - 1)));
-                    }
-                    (k, Some((n, value))) => {
-                        r += 1;
-                        if k == Some(*n) {
-                            f += 1;
-                        }
-                        if let Some(value) = value {
-                            return Some((*n, value));
-                        }
-                    }
-                }
+            while chunk.is_some_and(|c| i == c.keys.len()) {
+                (chunk, i) = (rest.next(), 0);
             }
+            let here = chunk?;
+            i += 1;
+            Some((here.keys[i - 1], here.value(i - 1)))
         })
     }
 
-    /// All live keys.
+    /// All keys.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Pos, &[u8])> {
         self.iter_from(Pos::MIN)
     }
 
     /// Sets or removes `pos`.
     pub(super) fn set(&mut self, pos: Pos, value: Option<Value>) {
-        if let Some(old) = self.get(pos).map(|v| v.len()) {
-            self.forget(old);
+        match value {
+            Some(value) => self.put(pos, &value),
+            None => self.remove(pos),
         }
-        if let Some(value) = &value {
-            self.note(value.len());
-            self.recent_bytes += value.len() + 16;
-        }
-        match self.recent.binary_search_by(|(p, _)| p.cmp(&pos)) {
-            Ok(i) => self.recent[i].1 = value,
-            Err(i) => {
-                self.recent.insert(i, (pos, value));
-                if self.recent.len() > RECENT_MAX {
-                    self.freeze();
+    }
+
+    fn put(&mut self, pos: Pos, value: &[u8]) {
+        let at = self.chunk_of(pos);
+        let found = self.chunks.get(at).map(|chunk| match chunk.keys.last() {
+            Some(last) if *last < pos => Err(chunk.keys.len()),
+            _ => chunk.keys.binary_search(&pos),
+        });
+        self.live_bytes += entry_bytes(value.len());
+        match found {
+            Some(Ok(i)) => {
+                self.live_bytes -= entry_bytes(self.chunks[at].value(i).len());
+                self.change(at, |chunk| chunk.replace(i, value));
+            }
+            Some(Err(i)) if i < self.chunks[at].keys.len() || !self.chunks[at].is_full() => {
+                self.count += 1;
+                self.change(at, |chunk| chunk.insert(i, pos, value));
+            }
+            // Behind the last key of a full chunk: before those of the next if it has room, so that neither rising nor
+            // falling keys leave chunks of one key each.
+            _ => {
+                self.count += 1;
+                let next = if found.is_some() { at + 1 } else { 0 };
+                if self.chunks.get(next).is_some_and(|chunk| !chunk.is_full()) {
+                    self.change(next, |chunk| chunk.insert(0, pos, value));
+                } else {
+                    let chunk = Chunk::one(pos, value);
+                    self.memory += chunk.memory();
+                    self.chunks.insert(next, chunk);
+                    self.firsts.insert(next, pos);
                 }
             }
         }
     }
 
-    fn freeze(&mut self) {
-        if self.recent.is_empty() {
+    fn remove(&mut self, pos: Pos) {
+        let at = self.chunk_of(pos);
+        let Some(chunk) = self.chunks.get(at) else { return };
+        let Ok(i) = chunk.keys.binary_search(&pos) else { return };
+        self.live_bytes -= entry_bytes(chunk.value(i).len());
+        self.count -= 1;
+        if chunk.keys.len() == 1 {
+            self.memory -= chunk.memory();
+            self.chunks.remove(at);
+            self.firsts.remove(at);
             return;
         }
-        let extra: usize = self.recent.iter().map(|(_, v)| v.as_ref().map_or(0, |v| v.len())).sum();
-        let mut new =
-            Frozen::with_capacity(self.frozen.keys.len() + self.recent.len(), self.frozen.heap.len() + extra);
-        // Updates are few among many keys: what lies between two of them is copied as a whole.
-        let mut done = 0;
-        for (pos, value) in &self.recent {
-            let at = done + self.frozen.keys[done..].partition_point(|p| p < pos);
-            new.extend(&self.frozen, done..at);
-            if let Some(value) = value {
-                new.push(*pos, value);
-            }
-            done = at + usize::from(self.frozen.keys.get(at) == Some(pos));
+        self.change(at, |chunk| chunk.remove(i));
+        self.join(at);
+        if let Some(before) = at.checked_sub(1) {
+            self.join(before);
         }
-        new.extend(&self.frozen, done..self.frozen.keys.len());
-        self.frozen = new;
-        self.recent.clear();
-        self.recent_bytes = 0;
-        debug_assert_eq!(self.count, self.frozen.keys.len(), "the count of live keys is exact");
+    }
+
+    /// Makes one of a chunk and the next if little is left of them.
+    fn join(&mut self, at: usize) {
+        if self.chunks.get(at + 1).is_some_and(|next| self.chunks[at].fits(next)) {
+            let next = self.chunks.remove(at + 1);
+            self.firsts.remove(at + 1);
+            self.memory -= next.memory();
+            self.change(at, |chunk| chunk.append(&next));
+        }
+    }
+
+    /// Changes a chunk, which has keys before and after, and divides it if it came to be too full.
+    fn change(&mut self, at: usize, change: impl FnOnce(&mut Chunk)) {
+        let chunk = &mut self.chunks[at];
+        let before = chunk.memory();
+        change(chunk);
+        self.firsts[at] = chunk.keys[0];
+        let too_full = chunk.keys.len() > CHUNK_KEYS || chunk.heap.len() > CHUNK_BYTES;
+        let second = (too_full && chunk.keys.len() > 1).then(|| chunk.split());
+        self.memory = self.memory + chunk.memory() - before;
+        if let Some(second) = second {
+            self.memory += second.memory();
+            self.firsts.insert(at + 1, second.keys[0]);
+            self.chunks.insert(at + 1, second);
+        }
     }
 
     /// Positions at which to cut the keys into parts of about `target` entry bytes: each is the last of its part.
@@ -277,25 +325,62 @@ mod tests {
         *seed
     }
 
+    /// What holds after each change; no chunk is larger than it may be, and the sums are exact.
+    fn sound(keys: &Keys) {
+        assert_eq!(keys.chunks.len(), keys.firsts.len());
+        for (chunk, first) in keys.chunks.iter().zip(&keys.firsts) {
+            assert_eq!(chunk.keys.first(), Some(first));
+            assert_eq!(chunk.ends.len(), chunk.keys.len());
+            assert_eq!(chunk.ends.last().map(|end| *end as usize), Some(chunk.heap.len()));
+            assert!(chunk.keys.len() <= CHUNK_KEYS);
+            assert!(chunk.keys.len() == 1 || chunk.heap.len() <= 2 * CHUNK_BYTES + 5000);
+        }
+        assert_eq!(keys.count, keys.chunks.iter().map(|c| c.keys.len()).sum::<usize>());
+        assert_eq!(keys.memory, keys.chunks.iter().map(Chunk::memory).sum::<usize>());
+    }
+
+    #[test]
+    fn chunks_are_well_filled_whatever_the_order() {
+        let orders: [fn(u64) -> u64; 4] =
+            [|n| n, |n| 9999 - n, |n| n.wrapping_mul(7919) % 10007, |n| n % 100 * 100 + n / 100];
+        for order in orders {
+            let mut keys = Keys::default();
+            for n in 0..10_000 {
+                keys.set(Pos::new(1, order(n), 0), Some([7; 40].as_slice().into()));
+            }
+            sound(&keys);
+            assert!(keys.chunks.len() < 10_000 / CHUNK_KEYS * 2 + 2, "{} chunks", keys.chunks.len());
+            assert!(keys.memory_bytes() < 10_000 * (40 + 24 + 4) * 5 / 2, "{} bytes", keys.memory_bytes());
+            for n in 0..9_900 {
+                keys.set(Pos::new(1, order(n), 0), None);
+            }
+            sound(&keys);
+            assert!(keys.chunks.len() < 50, "{} chunks for 100 keys", keys.chunks.len());
+        }
+    }
+
     #[test]
     fn keys_behave_as_a_sorted_map() {
         let mut seed = 0x1234_5678_9abc_def1;
         let mut keys = Keys::default();
         let mut map: BTreeMap<Pos, Vec<u8>> = BTreeMap::new();
         for step in 0..20_000 {
-            let pos = Pos::new(random(&mut seed) % 7, random(&mut seed) % 50, 0);
+            let pos = Pos::new(random(&mut seed) % 7, random(&mut seed) % 500, 0);
+            // Sometimes most go.
             match random(&mut seed) % 4 {
-                0 => {
+                n if n == 0 || step / 4000 % 2 == 1 && n < 3 => {
                     keys.set(pos, None);
                     map.remove(&pos);
                 }
                 _ => {
-                    let value = alloc::vec![step as u8; (random(&mut seed) % 40) as usize];
+                    let len =
+                        if random(&mut seed).is_multiple_of(100) { 5000 } else { random(&mut seed) % 90 };
+                    let value = alloc::vec![step as u8; len as usize];
                     keys.set(pos, Some(value.as_slice().into()));
                     map.insert(pos, value);
                 }
             }
-            let at = Pos::new(random(&mut seed) % 8, random(&mut seed) % 51, 0);
+            let at = Pos::new(random(&mut seed) % 8, random(&mut seed) % 501, 0);
             assert_eq!(keys.get(at), map.get(&at).map(|v| v.as_slice()));
             assert_eq!(
                 keys.first_from(at).map(|(p, v)| (p, v.to_vec())),
@@ -310,6 +395,7 @@ mod tests {
                     keys.iter().map(|(p, v)| (p, v.to_vec())).eq(map.iter().map(|(p, v)| (*p, v.clone())))
                 );
                 assert_eq!(keys.len(), map.len());
+                sound(&keys);
                 assert_eq!(keys.live_bytes(), map.values().map(|v| entry_bytes(v.len())).sum::<usize>());
             }
         }

@@ -21,8 +21,8 @@ pub(crate) struct Node {
     pub(super) keys: Keys,
     /// Where it is on disk; none until it is first written.
     pub(super) pointer: Option<NodePointer>,
-    /// Positions changed since the last write began; may repeat.
-    pub(super) changed: Vec<Pos>,
+    /// Positions changed since the last write began.
+    pub(super) changed: BTreeSet<Pos>,
     /// Keeps the oldest journal entry with such a change in the journal until it is written; the node is dirty.
     pub(super) pin: Option<Pin>,
     /// A write of it is under way.
@@ -56,7 +56,7 @@ impl Node {
             ident,
             keys,
             pointer,
-            changed: Vec::new(),
+            changed: BTreeSet::new(),
             pin: None,
             writing: false,
             unsure: false,
@@ -327,7 +327,7 @@ impl Table {
                 let pending = self.overlay.remove(&key).expect("just seen");
                 if node.keys.get(key.2) != pending.value.as_deref() {
                     node.keys.set(key.2, pending.value);
-                    node.changed.push(key.2);
+                    node.changed.insert(key.2);
                     keep_older(&mut node.pin, self.journal.pin(pending.seq));
                 }
             }
@@ -528,13 +528,7 @@ impl Table {
         }
         let node = self.nodes.get_mut(&id).expect("just located");
         node.keys.set(pos, value);
-        if node.changed.last() != Some(&pos) {
-            node.changed.push(pos);
-            if node.changed.len() > 2 * node.keys.len() + 64 {
-                node.changed.sort_unstable();
-                node.changed.dedup();
-            }
-        }
+        node.changed.insert(pos);
         if node.pin.is_none() {
             node.pin = Some(self.journal.pin(seq));
         }

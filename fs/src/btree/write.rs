@@ -19,7 +19,7 @@ use crate::planted::{self, Fault};
 use crate::space::buckets::Writer;
 use crate::tx::Value;
 use crate::vfs::{FsError, FsResult};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use moraine_format::journal::Seq;
@@ -48,11 +48,13 @@ struct Plan {
     /// Nodes that this writes back; more than one when they merge.
     nodes: Vec<u64>,
     /// Their positions taken, and the pins of these, to be put back should the write fail.
-    taken: Vec<(Vec<Pos>, Option<Pin>)>,
+    taken: Vec<(BTreeSet<Pos>, Option<Pin>)>,
     writes: Vec<(Placed, u64, Buf)>,
     outcome: Outcome,
     /// The node above those that merge.
     above: Option<u64>,
+    /// Hardly anything is left of it, and a write under way keeps it from merging: another write-back tries again.
+    again: bool,
     _holds: Vec<Hold>,
 }
 
@@ -81,8 +83,12 @@ enum Shape {
 /// Writes back a batch of nodes. Those that are clean by now, or being written, are left alone.
 pub(crate) async fn write_back(engine: &Rc<Inner>, nodes: &[u64]) -> FsResult<usize> {
     let mut plans = Vec::new();
-    for id in nodes.iter().take(BATCH_MAX) {
-        match plan(engine, *id).await {
+    // Leaves first: a node above that is being written keeps those below it from merging.
+    let mut batch: Vec<u64> = nodes.iter().take(BATCH_MAX).copied().collect();
+    let level = |table: &Table, id: u64| table.get_node(id).map(|node| node.ident.level);
+    batch.sort_by_key(|id| level(&engine.state.borrow().table, *id));
+    for id in batch {
+        match plan(engine, id).await {
             Ok(Some(mut plan)) => {
                 if planted::is(Fault::PinReleasedEarly) {
                     plan.taken.iter_mut().filter_map(|(_, pin)| pin.take()).for_each(Pin::release);
@@ -171,7 +177,7 @@ async fn put_on_media(engine: &Rc<Inner>, plans: &mut [Plan]) -> FsResult<()> {
 }
 
 /// Makes nodes dirty again whose write came to nothing.
-fn give_back(table: &mut Table, nodes: &[u64], taken: Vec<(Vec<Pos>, Option<Pin>)>) {
+fn give_back(table: &mut Table, nodes: &[u64], taken: Vec<(BTreeSet<Pos>, Option<Pin>)>) {
     for (id, (positions, pin)) in nodes.iter().zip(taken) {
         table.update(*id, |node| {
             node.writing = false;
@@ -213,7 +219,6 @@ fn is_trusted(engine: &Inner, node: &Node) -> bool {
 }
 
 fn changed_bytes(node: &Node) -> usize {
-    // An upper bound: positions may repeat.
     node.changed.iter().map(|p| entry_bytes(node.keys.get(*p).map_or(0, |v| v.len()))).sum()
 }
 
@@ -225,12 +230,8 @@ async fn plan(engine: &Rc<Inner>, id: u64) -> FsResult<Option<Plan>> {
         let wanted = {
             let mut state = engine.state.borrow_mut();
             let table = &mut state.table;
-            let sorted = table.update(id, |node| {
-                node.changed.sort_unstable();
-                node.changed.dedup();
-                !node.writing && node.is_dirty() && node.merging_below == 0
-            });
-            let Some(node) = table.get_node(id).filter(|_| sorted == Some(true)) else { return Ok(None) };
+            let due = |node: &&Node| !node.writing && node.is_dirty() && node.merging_below == 0;
+            let Some(node) = table.get_node(id).filter(due) else { return Ok(None) };
             let shape = match shape(table, node) {
                 Shape::Append if !is_trusted(engine, node) => Shape::Rewrite(1),
                 shape => shape,
@@ -240,13 +241,16 @@ async fn plan(engine: &Rc<Inner>, id: u64) -> FsResult<Option<Plan>> {
                 return Ok(Some(collapse(table, id, child)));
             }
             let many = matches!(shape, Shape::Rewrite(2..));
-            let merging = if is_root || many { Ok(Vec::new()) } else { neighbours(table, node) };
+            let merging = if is_root || many { Ok(Merging::default()) } else { neighbours(table, node) };
             match (shape, merging) {
                 (_, Err(miss)) if neighbours_read < NEIGHBOURS_READ_MAX => Err(miss),
                 (shape, merging) => {
-                    let merging = merging.unwrap_or_default();
+                    let Merging { nodes: merging, hindered } = merging.unwrap_or_default();
                     match shape {
-                        Shape::Append if merging.is_empty() => return append(engine, table, id).map(Some),
+                        Shape::Append if merging.is_empty() => {
+                            let again = hindered && is_tiny(table, node);
+                            return append(engine, table, id, again).map(Some);
+                        }
                         Shape::Append | Shape::Rewrite(_) => {
                             let parts = if let Shape::Rewrite(parts) = shape { parts } else { 1 };
                             let needed = parts + usize::from(is_root && parts > 1);
@@ -284,14 +288,22 @@ fn is_tiny(table: &Table, node: &Node) -> bool {
     node.keys.live_bytes() < table.node_bytes / 16 && node.keys.len() <= (table.keys_max / 12).max(1)
 }
 
+/// What a node could merge with.
+#[derive(Default)]
+struct Merging {
+    nodes: Vec<u64>,
+    /// There might be more, but something is being written.
+    hindered: bool,
+}
+
 /// Neighbours below the same parent that this node could merge with; or one that would have to be read in to know.
-fn neighbours(table: &Table, node: &Node) -> Result<Vec<u64>, Miss> {
-    let mut found = Vec::new();
+fn neighbours(table: &Table, node: &Node) -> Result<Merging, Miss> {
+    let (mut found, mut hindered) = (Vec::new(), false);
     let NodeIdent { tree, level, min, max, .. } = node.ident;
-    let Ok(parent) = table.locate(tree, level + 1, max) else { return Ok(found) };
+    let Ok(parent) = table.locate(tree, level + 1, max) else { return Ok(Merging::default()) };
     // A node above that is being divided may get its border in the middle of a merge.
     if !is_small(table, node) || parent.writing {
-        return Ok(found);
+        return Ok(Merging { nodes: found, hindered: parent.writing });
     }
     let (mut bytes, mut count) = (node.keys.live_bytes(), node.keys.len());
     let count_max = (table.keys_max * 2 / 3).max(2);
@@ -303,6 +315,7 @@ fn neighbours(table: &Table, node: &Node) -> Result<Vec<u64>, Miss> {
             missing = missing.take().or(pointer.map(|pointer| Miss::Node(tree, pointer, key)));
             return None;
         };
+        hindered |= other.writing;
         let good = !other.writing
             && other.pointer.is_some()
             && found.len() + 1 < MERGE_MAX
@@ -329,7 +342,7 @@ fn neighbours(table: &Table, node: &Node) -> Result<Vec<u64>, Miss> {
     }
     match missing {
         Some(miss) if found.is_empty() && is_tiny(table, node) => Err(miss),
-        _ => Ok(found),
+        _ => Ok(Merging { nodes: found, hindered }),
     }
 }
 
@@ -352,16 +365,17 @@ fn collapse(table: &mut Table, root: u64, child: u64) -> Plan {
         tree: old.tree,
         level: old.level,
         nodes: alloc::vec![root, child],
-        taken: alloc::vec![taken, (Vec::new(), None)],
+        taken: alloc::vec![taken, (BTreeSet::new(), None)],
         writes: Vec::new(),
         outcome: Outcome::Collapse { old, child },
         above: None,
+        again: false,
         _holds: Vec::new(),
     }
 }
 
 /// Nothing is taken from the node unless there is memory for the run.
-fn append(engine: &Inner, table: &mut Table, id: u64) -> FsResult<Plan> {
+fn append(engine: &Inner, table: &mut Table, id: u64, again: bool) -> FsResult<Plan> {
     let seq = engine.journal.open_seq().0;
     let node = table.get_node(id).expect("planned in the same step");
     let old = node.pointer.clone().expect("an append extends a written node");
@@ -389,12 +403,13 @@ fn append(engine: &Inner, table: &mut Table, id: u64) -> FsResult<Plan> {
         writes: alloc::vec![(place, skip, buf)],
         outcome: Outcome::Append(ident, pointer),
         above: None,
+        again,
         _holds: Vec::new(),
     })
 }
 
 /// From here on a node is being written, and what changes is left for the next time.
-fn take_changes(node: &mut Node) -> (Vec<Pos>, Option<Pin>) {
+fn take_changes(node: &mut Node) -> (BTreeSet<Pos>, Option<Pin>) {
     node.writing = true;
     (core::mem::take(&mut node.changed), node.pin.take())
 }
@@ -476,7 +491,17 @@ fn rewrite(
     };
     above.and_then(|id| table.update(id, |parent| parent.merging_below += 1));
     let outcome = Outcome::Rewrite { olds, parts: new, root };
-    Ok(Plan { tree: first.tree, level: first.level, nodes, taken, writes, outcome, above, _holds: holds })
+    Ok(Plan {
+        tree: first.tree,
+        level: first.level,
+        nodes,
+        taken,
+        writes,
+        outcome,
+        above,
+        again: false,
+        _holds: holds,
+    })
 }
 
 fn pointer_to(ident: &NodeIdent, place: &Placed, size: usize, last_hash: u64) -> NodePointer {
@@ -544,9 +569,11 @@ async fn commit(engine: &Rc<Inner>, plan: &Plan) -> FsResult<Seq> {
         }
         (Step::Before, _) => {}
         (Step::After, Outcome::Append(ident, pointer)) => {
+            let again = plan.again.then(|| state.table.pin(seq));
             let done = state.table.update(ident.node, |node| {
                 node.pointer = Some(pointer.clone());
                 node.writing = false;
+                again.into_iter().for_each(|pin| keep_older(&mut node.pin, pin));
             });
             done.expect("a node being written stays in memory");
         }
