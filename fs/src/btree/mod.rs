@@ -7,6 +7,7 @@
 //! | [`view`] | keys as a commit in the making sees them: the trees with queued updates laid over |
 //! | [`read`] | bringing a node in from disk, its runs verified |
 //! | [`mend`] | looking at the structure, and replacing what of it is lost |
+//! | [`merge`] | which nodes should merge |
 //! | [`write`] | writing nodes back: append, rewrite, split, merge |
 //!
 //! A look-up either answers at once or says which node it misses ([`Miss`]); whoever wanted to know awaits
@@ -18,6 +19,7 @@
 #[cfg(test)]
 mod explored;
 mod mend;
+mod merge;
 mod node;
 mod read;
 mod table;
