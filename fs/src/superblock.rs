@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt;
 use moraine_format::Superblock;
-use moraine_format::superblock::{MOUNT_EPOCH_END, slot_offsets};
+use moraine_format::superblock::{MOUNT_EPOCH_END, SLOTS, slot_offsets};
 use moraine_platform::sync::Semaphore;
 use moraine_platform::{BlockDevice, Buf, Fua, Platform};
 
@@ -43,6 +43,8 @@ pub struct Superblocks {
     platform: Platform,
     devices: Rc<Devices>,
     current: RefCell<Superblock>,
+    /// Members whose newest superblock was found in a copy of the first half only: that half is written last.
+    second_first: Vec<u8>,
     writing: Rc<Semaphore>,
 }
 
@@ -53,9 +55,14 @@ impl Superblocks {
         disks: &[Rc<dyn BlockDevice>],
         completeness: Completeness,
     ) -> Result<Superblocks, AssembleError> {
-        let mut members = Vec::new();
+        let (mut members, mut second_first) = (Vec::new(), Vec::new());
         for disk in disks {
             if let Found::Ours(superblock) = probe(&**disk).await {
+                let copies = copies(&**disk).await;
+                let newest = |c: &Copy| matches!(c, Copy::Valid(sb) if **sb == *superblock);
+                if !copies[HALF..].iter().any(newest) {
+                    second_first.push(superblock.device);
+                }
                 members.push((disk.clone(), superblock));
             }
         }
@@ -63,12 +70,14 @@ impl Superblocks {
         let newest = assemble(&found, completeness)?;
         let current = found[newest].clone();
         let present = members.iter().map(|(disk, s)| (s.device, disk.clone())).collect();
-        Ok(Superblocks::with(platform, Devices::new(platform.spawn.clone(), present), current))
+        let devices = Devices::new(platform.spawn.clone(), present);
+        Ok(Superblocks { second_first, ..Superblocks::with(platform, devices, current) })
     }
 
     fn with(platform: &Platform, devices: Rc<Devices>, current: Superblock) -> Superblocks {
         let current = RefCell::new(current);
-        Superblocks { platform: platform.clone(), devices, current, writing: Semaphore::new(1) }
+        let second_first = Vec::new();
+        Superblocks { platform: platform.clone(), devices, current, second_first, writing: Semaphore::new(1) }
     }
 
     /// The pool's devices.
@@ -137,13 +146,17 @@ impl Superblocks {
     }
 
     /// Writes two of a device's four copies and flushes them. A device that cannot is marked failed.
+    ///
+    /// An update that was cut may have left no whole copy in one half. So that half is written first: if the other were, a
+    /// second cut could leave none at all.
     async fn write_copies(&self, device: u8, superblock: &Superblock, stage: Stage) {
         let Some(info) = self.devices.info(device) else { return };
         let bytes = Superblock { device, ..superblock.clone() }.to_bytes();
         let offsets = slot_offsets(info.size);
-        let slots = match stage {
-            Stage::First => &offsets[..2],
-            Stage::Second => &offsets[2..],
+        let second_first = self.second_first.contains(&device);
+        let slots = match (stage, second_first) {
+            (Stage::First, false) | (Stage::Second, true) => &offsets[..HALF],
+            (Stage::Second, false) | (Stage::First, true) => &offsets[HALF..],
         };
         for offset in slots {
             let Ok(buf) = Buf::copy_of(&bytes) else {
@@ -158,6 +171,9 @@ impl Superblocks {
         }
     }
 }
+
+/// Copies of a device that are written together.
+const HALF: usize = SLOTS / 2;
 
 /// The two halves of a superblock write: at no time are all four copies of a device in flux.
 #[derive(Clone, Copy)]

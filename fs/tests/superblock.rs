@@ -237,3 +237,26 @@ fn every_cut_in_an_update_leaves_a_whole_superblock_no_older_than_acknowledged()
     report.expect_clean();
     assert!(report.cuts > 50);
 }
+
+#[test]
+fn cuts_in_one_update_after_the_other_always_leave_a_whole_copy() {
+    // An update that was cut left nothing whole in one half, whichever; the next one is cut, too.
+    let world = World::new(8);
+    let disk = world.disk(DISK, DiskConfig::default());
+    world.run(async {
+        drop(format(&world.platform(), &blocks(std::slice::from_ref(&disk)), &options()).await)
+    });
+    let whole = disk.durable_image();
+    for torn in [[0, 1], [2, 3]] {
+        let mut image = whole.clone();
+        torn.iter().for_each(|n| image.flip(slot_offsets(DISK)[*n] + 300, 1));
+        let plan = CrashPlan::new(format!("copies {torn:?} torn"), 8, vec![image]);
+        let report = enumerate(
+            &plan,
+            |world: &World, disks: &[Rc<SimDisk>]| world.run(mount(world, disks)).unwrap(),
+            |world, disks, _, _| world.run(mount(world, disks)).map(|_| ()).map_err(|e| e.to_string()),
+        );
+        report.expect_clean();
+        assert!(report.worlds > 5, "{report}");
+    }
+}

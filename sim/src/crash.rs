@@ -4,7 +4,7 @@
 //! At each cut the writes not yet durable are {all kept, none kept, each one lost, each one torn, neighbours swapped,
 //! random subsets}. Images seen before are skipped, and so are those that differ from a checked one only in blocks
 //! which that check never read: the same world would run again. A sample of the recoveries is itself cut at every
-//! point, for power that fails twice.
+//! point, for power that fails twice, and a sample of the recoveries from that again.
 
 use crate::disk::{Cache, DiskConfig, Fate, Image, Piece, SimDisk};
 use crate::random::Random;
@@ -39,6 +39,13 @@ pub struct CrashPlan {
     pub random_subsets: usize,
     /// Recoveries that are themselves cut everywhere.
     pub second_level_max: usize,
+    /// Recoveries from these that are cut in turn.
+    pub third_level_max: usize,
+    /// At each cut in a recovery: every fate of each pending write, and so many random subsets; without it only all of
+    /// them kept, none, and a random subset.
+    pub recovery_subsets: Option<usize>,
+    /// Cuts begin when so many marks were set: what is before prepares.
+    pub marks_first: usize,
     /// Worlds recovered at most; beyond, cuts are thinned evenly.
     pub worlds_max: usize,
 }
@@ -53,6 +60,9 @@ impl CrashPlan {
             disk: DiskConfig::default(),
             random_subsets: 8,
             second_level_max: 8,
+            third_level_max: 0,
+            recovery_subsets: None,
+            marks_first: 0,
             worlds_max: usize::MAX,
         }
     }
@@ -85,7 +95,7 @@ pub struct CrashReport {
     pub name: String,
     /// Points at which the power was cut.
     pub cuts: usize,
-    /// Images that could be left.
+    /// Images that could be left, also by cuts during recoveries.
     pub images: usize,
     /// Images seen before.
     pub duplicates: usize,
@@ -97,6 +107,10 @@ pub struct CrashReport {
     pub second_cuts: usize,
     /// Worlds recovered a second time.
     pub second_worlds: usize,
+    /// Cuts during recoveries from these.
+    pub third_cuts: usize,
+    /// Worlds recovered a third time.
+    pub third_worlds: usize,
     /// What went wrong.
     pub failures: Vec<Failure>,
 }
@@ -105,8 +119,8 @@ impl fmt::Display for CrashReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "crash {}: {} cuts, {} images, {} duplicate, {} pruned, {} worlds; in recovery: {} cuts, {} worlds; \
-             {} failures",
+            "crash {}: {} cuts, {} images, {} duplicate, {} pruned, {} worlds; in recovery: {} cuts, {} worlds; in \
+             recovery of recovery: {} cuts, {} worlds; {} failures",
             self.name,
             self.cuts,
             self.images,
@@ -115,6 +129,8 @@ impl fmt::Display for CrashReport {
             self.worlds,
             self.second_cuts,
             self.second_worlds,
+            self.third_cuts,
+            self.third_worlds,
             self.failures.len()
         )?;
         self.failures
@@ -124,6 +140,11 @@ impl fmt::Display for CrashReport {
 }
 
 impl CrashReport {
+    /// Different worlds recovered and checked, at all levels.
+    pub fn distinct_worlds(&self) -> usize {
+        self.worlds + self.second_worlds + self.third_worlds
+    }
+
     /// Prints the counts; panics with the failures if there are any.
     pub fn expect_clean(&self) {
         println!("{self}");
@@ -165,12 +186,16 @@ pub fn enumerate<H>(
         seen: BTreeSet::new(),
         explored: BTreeMap::new(),
         second_left: plan.second_level_max,
+        third_left: plan.third_level_max,
     };
-    let cuts = count_cuts(&events);
+    let cuts = count_cuts(&events, plan.marks_first);
     // A run too long for its bound is thinned evenly, so that all of it is still looked at.
     let stride = (cuts * (plan.random_subsets + 8)).div_ceil(plan.worlds_max.max(1)).max(1);
     let mut number = 0;
     each_cut(&events, &plan.start, plan.disk.volatile_cache, |caches, cut| {
+        if cut.marks.len() < plan.marks_first {
+            return true;
+        }
         number += 1;
         if number % stride == 0 || number == cuts {
             run.cut(caches, cut);
@@ -187,22 +212,22 @@ struct Run<'a> {
     check: Check<'a>,
     report: CrashReport,
     random: Random,
-    seen: BTreeSet<(u64, usize)>,
-    explored: BTreeMap<usize, Vec<Explored>>,
+    /// Hashes of images, with the number of marks their check knows and whether it is one of a cut recovery.
+    seen: BTreeSet<(u64, usize, bool)>,
+    explored: BTreeMap<(usize, bool), Vec<Explored>>,
     second_left: usize,
+    third_left: usize,
+}
+
+fn hash_of(images: &[Image]) -> u64 {
+    images.iter().fold(0, |h, image| crate::trace::mix(h, image.hash()))
 }
 
 impl Run<'_> {
     fn cut(&mut self, caches: &[Cache], cut: &Cut) {
         self.report.cuts += 1;
         for candidate in candidates(caches, self.plan.random_subsets, &mut self.random) {
-            self.report.images += 1;
-            let hash = candidate.images.iter().fold(0, |h, image| crate::trace::mix(h, image.hash()));
-            if !self.seen.insert((hash, cut.marks.len())) {
-                self.report.duplicates += 1;
-            } else if self.is_explored(&candidate.images, cut.marks.len()) {
-                self.report.pruned += 1;
-            } else {
+            if self.is_new(&candidate, cut) {
                 self.recover(candidate, cut);
             }
             if self.report.failures.len() >= FAILURES_MAX {
@@ -211,15 +236,38 @@ impl Run<'_> {
         }
     }
 
+    /// Whether images were not checked yet, nor others with which every check would go the same way.
+    fn is_new(&mut self, candidate: &Candidate, cut: &Cut) -> bool {
+        let (hash, marks) = (hash_of(&candidate.images), cut.marks.len());
+        self.report.images += 1;
+        // What holds after a cut run is asked of a cut recovery, too, but for the end of a history that another one followed.
+        let known = self.seen.contains(&(hash, marks, false)) || !self.seen.insert((hash, marks, cut.again));
+        if known {
+            self.report.duplicates += 1;
+        } else if self.is_explored(&candidate.images, (marks, cut.again)) {
+            self.report.pruned += 1;
+        } else {
+            return true;
+        }
+        false
+    }
+
     /// Whether a checked world with the same claims never looked at any block in which these images differ from it.
-    fn is_explored(&self, images: &[Image], marks: usize) -> bool {
-        self.explored.get(&marks).is_some_and(|known| {
+    fn is_explored(&self, images: &[Image], claims: (usize, bool)) -> bool {
+        self.explored.get(&claims).is_some_and(|known| {
             known.iter().any(|world| {
                 let mut pairs = images.iter().zip(&world.images).zip(&world.reads);
                 pairs
                     .all(|((new, old), reads)| new.difference(old).iter().all(|block| !reads.contains(block)))
             })
         })
+    }
+
+    fn explored(&mut self, images: Vec<Image>, reads: Vec<BTreeSet<u64>>, cut: &Cut) {
+        let known = self.explored.entry((cut.marks.len(), cut.again)).or_default();
+        if known.len() < EXPLORED_MAX {
+            known.push(Explored { images, reads });
+        }
     }
 
     fn recover(&mut self, candidate: Candidate, cut: &Cut) {
@@ -231,39 +279,48 @@ impl Run<'_> {
             self.second_left -= 1;
             self.cut_recovery(&candidate.images, &events, cut, &place);
         }
-        let known = self.explored.entry(cut.marks.len()).or_default();
-        if known.len() < EXPLORED_MAX {
-            known.push(Explored { images: candidate.images, reads });
-        }
+        self.explored(candidate.images, reads, cut);
     }
 
     /// Cuts the power during the recovery that `events` records, and recovers again.
-    fn cut_recovery(&mut self, start: &[Image], events: &[Event], first: &Cut, place: &str) {
+    fn cut_recovery(&mut self, start: &[Image], events: &[Event], before: &Cut, place: &str) {
         let over = events.iter().position(|event| matches!(event, Event::Mark(RECOVERED)));
         let events = &events[..over.unwrap_or(events.len())];
         let mut again: Vec<Candidate> = Vec::new();
-        let mut second_cuts = 0;
-        let random = &mut self.random;
+        let mut cuts = 0;
+        let (random, subsets) = (&mut self.random, self.plan.recovery_subsets);
         each_cut(events, start, self.plan.disk.volatile_cache, |caches, cut| {
-            second_cuts += 1;
-            let fates = [Fates::All(Piece::Keep), Fates::All(Piece::Drop), Fates::Random];
-            for fate in fates {
-                let Candidate { images, how } = build(caches, &fate, random);
-                again
-                    .push(Candidate { images, how: format!("then cut {} of recovery, {how}", cut.position) });
-            }
+            cuts += 1;
+            let left = match subsets {
+                Some(subsets) => candidates(caches, subsets, random),
+                None => [Fates::All(Piece::Keep), Fates::All(Piece::Drop), Fates::Random]
+                    .iter()
+                    .map(|fate| build(caches, fate, random))
+                    .collect(),
+            };
+            let told = |c: Candidate| {
+                let how = format!("then cut {} of recovery, {}", cut.position, c.how);
+                Candidate { how, ..c }
+            };
+            again.extend(left.into_iter().map(told));
             true
         });
-        self.report.second_cuts += second_cuts;
-        let mut seen = BTreeSet::new();
-        let first = Cut { again: true, ..first.clone() };
+        let third = before.again;
+        *(if third { &mut self.report.third_cuts } else { &mut self.report.second_cuts }) += cuts;
+        let cut = Cut { again: true, ..before.clone() };
         for candidate in again {
-            let hash = candidate.images.iter().fold(0, |h, image| crate::trace::mix(h, image.hash()));
-            if seen.insert(hash) && self.report.failures.len() < FAILURES_MAX {
-                self.report.second_worlds += 1;
-                let place = format!("{place}, {}", candidate.how);
-                self.run_check(&candidate.images, &first, false, &place);
+            if self.report.failures.len() >= FAILURES_MAX || !self.is_new(&candidate, &cut) {
+                continue;
             }
+            *(if third { &mut self.report.third_worlds } else { &mut self.report.second_worlds }) += 1;
+            let place = format!("{place}, {}", candidate.how);
+            let deeper = !third && self.third_left > 0 && self.random.percent(20);
+            let (reads, events) = self.run_check(&candidate.images, &cut, deeper, &place);
+            if deeper && self.report.failures.is_empty() {
+                self.third_left -= 1;
+                self.cut_recovery(&candidate.images, &events, &cut, &place);
+            }
+            self.explored(candidate.images, reads, &cut);
         }
     }
 
@@ -314,9 +371,13 @@ fn is_cut_point(event: &Event, reads: &mut BTreeSet<CommandId>) -> bool {
     }
 }
 
-fn count_cuts(events: &[Event]) -> usize {
-    let mut reads = BTreeSet::new();
-    events.iter().filter(|event| is_cut_point(event, &mut reads)).count() + 1
+fn count_cuts(events: &[Event], marks_first: usize) -> usize {
+    let (mut reads, mut marks) = (BTreeSet::new(), 0);
+    let counts = |event: &&Event| {
+        marks += usize::from(matches!(event, Event::Mark(_)));
+        is_cut_point(event, &mut reads) && marks >= marks_first
+    };
+    events.iter().filter(counts).count() + 1
 }
 
 /// Replays the record and stops before each write or flush is submitted or completed, and at the end. The claims of a

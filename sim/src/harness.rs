@@ -510,19 +510,45 @@ pub fn enumerate_world<S: Store>(
     let start = formatted(store, seed, profile).expect("blank disks can be formatted");
     let mut plan = CrashPlan::new(format!("{} seed {seed}", profile.name), seed, start);
     bounds(&mut plan);
-    let profile = profile.for_crashes();
+    let generator = |world: &World| Some(Generator::new(profile.for_crashes(), world.random("workload")));
+    enumerate_client(store, &plan, generator, async |client, fs, world| {
+        client.work(fs, world.trace(), steps).await
+    })
+}
+
+/// Given steps, cut at every device command in every way that matters.
+pub fn enumerate_steps<S: Store>(store: &S, plan: &CrashPlan, steps: &[Step]) -> CrashReport {
+    enumerate_client(
+        store,
+        plan,
+        |_| None,
+        async |client, fs, world| {
+            for step in steps {
+                client.step(fs, world.trace(), step.clone()).await?;
+            }
+            Ok(())
+        },
+    )
+}
+
+fn enumerate_client<S: Store>(
+    store: &S,
+    plan: &CrashPlan,
+    generator: impl FnOnce(&World) -> Option<Generator>,
+    work: impl AsyncFnOnce(&mut Client, &S::Fs, &World) -> Result<(), String>,
+) -> CrashReport {
     let workload = |world: &World, disks: &[Rc<SimDisk>]| -> Result<History, String> {
         let (platform, seen) = (world.platform(), devices(disks));
-        let generator = Generator::new(profile, world.random("workload"));
+        let generator = generator(world);
         world.run(async {
             let fs = store.mount(&platform, &seen).await?.fs;
-            let mut client = Client::alone(&*fs, Some(generator)).await?;
-            client.work(&*fs, world.trace(), steps).await?;
+            let mut client = Client::alone(&*fs, generator).await?;
+            work(&mut client, &*fs, world).await?;
             let history = client.history.borrow().clone();
             Ok(history)
         })
     };
-    enumerate(&plan, workload, |world, disks, history: &Result<History, String>, cut: &Cut| {
+    enumerate(plan, workload, |world, disks, history: &Result<History, String>, cut: &Cut| {
         let history = history.as_ref().map_err(Clone::clone)?;
         let end = if cut.again { EndIs::OfAnother } else { EndIs::OfThisHistory };
         let progress = [progress(&cut.marks, 0)];

@@ -20,6 +20,7 @@
 //! | [`police`] | stable answers, proved from the log of device commands |
 //! | [`plug`] | the filesystem itself, with small constants drawn from the seed |
 //! | [`fault`] | worlds in which disks fail while clients are at work |
+//! | [`script`] | workloads written to be cut everywhere |
 //! | [`rot`] | worlds in which stored bytes rot |
 //! | [`toy`] | a small right filesystem and its broken variants, to test all of this |
 //!
@@ -41,6 +42,7 @@ pub mod plug;
 pub mod police;
 pub mod random;
 pub mod rot;
+pub mod script;
 pub mod toy;
 pub mod trace;
 pub mod world;

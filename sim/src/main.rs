@@ -9,6 +9,7 @@ use moraine_sim::generate::Profile;
 use moraine_sim::harness::{CrashShape, Tally, crash_world, enumerate_world, lockstep_world};
 use moraine_sim::plug::Moraine;
 use moraine_sim::rot::rot_world;
+use moraine_sim::script::Script;
 use moraine_sim::toy::{Toy, ToyBug};
 use moraine_sim::world;
 use std::ops::Range;
@@ -19,10 +20,12 @@ usage: moraine-sim (--seed N | --seeds A..B) [--world KIND] [--workload NAME]
                    [--steps N] [--twice] [--toy] [--log]
   --world      lockstep: one client, compared with the model call by call; crowd: several at once;
                tangle: several in one tree, compared in the order of commits; crash: random power cuts;
-               every-cut: the power is cut at every device command; rot: stored bits flip.
+               every-cut: the power is cut at every device command; rot: stored bits flip;
+               scripts: the same cuts, also in recovery and in recovery of recovery, of workloads written for it.
                Disks that fail: flush command vanish slow lost-write misdirected zombie rot-at-work lie.
                Without it: lockstep, crowd, tangle and crash
-  --workload   one of: mixed names data rules full. Without it: the seed chooses
+  --workload   one of: mixed names data rules full; for scripts: names-cut cuts splits wrap no-space.
+               Without it: the seed chooses
   --steps      operations a client does
   --toy        the harness' own small filesystem instead of the real one
   --log        shows what the filesystem logs, on standard error
@@ -30,6 +33,12 @@ usage: moraine-sim (--seed N | --seeds A..B) [--world KIND] [--workload NAME]
 
 /// Failures after which a search stops.
 const FAILURES_MAX: usize = 10;
+/// How much of what a cut may leave a script's enumeration tries: random subsets, the same in recoveries, recoveries
+/// that are cut, and those from these.
+const SCRIPT_SUBSETS: usize = 24;
+const SCRIPT_RECOVERY_SUBSETS: usize = 6;
+const SCRIPT_RECOVERIES: usize = 60;
+const SCRIPT_RECOVERIES_AGAIN: usize = 30;
 /// Clients at once in crowds and tangles.
 const CROWD: usize = 4;
 
@@ -40,17 +49,19 @@ enum Kind {
     Tangle,
     Crash,
     EveryCut,
+    Scripts,
     Rot,
     Fault(Fault),
 }
 
 impl Kind {
-    const ALL: [(Kind, &'static str); 6] = [
+    const ALL: [(Kind, &'static str); 7] = [
         (Kind::Lockstep, "lockstep"),
         (Kind::Crowd, "crowd"),
         (Kind::Tangle, "tangle"),
         (Kind::Crash, "crash"),
         (Kind::EveryCut, "every-cut"),
+        (Kind::Scripts, "scripts"),
         (Kind::Rot, "rot"),
     ];
 
@@ -71,6 +82,7 @@ struct Options {
     seeds: Range<u64>,
     kinds: Vec<Kind>,
     workload: Option<&'static Profile>,
+    script: Option<Script>,
     steps: Option<usize>,
     twice: bool,
     toy: bool,
@@ -82,6 +94,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
         seeds: 0..0,
         kinds: vec![Kind::Lockstep, Kind::Crowd, Kind::Tangle, Kind::Crash],
         workload: None,
+        script: None,
         steps: None,
         twice: false,
         toy: false,
@@ -106,7 +119,10 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
             }
             "--workload" => {
                 let name = value()?;
-                options.workload = Some(Profile::named(name).ok_or(format!("no such workload: {name}"))?);
+                (options.workload, options.script) = (Profile::named(name), Script::named(name));
+                if options.workload.is_none() && options.script.is_none() {
+                    return Err(format!("no such workload: {name}"));
+                }
             }
             "--steps" => options.steps = Some(number(value()?)? as usize),
             "--toy" => options.toy = true,
@@ -149,6 +165,20 @@ fn run_on<S: moraine_sim::harness::Store>(
         }
         Kind::Rot => rot_world(store, seed, profile, options.steps.unwrap_or(100)),
         Kind::Fault(fault) => fault_world(store, seed, profile, fault),
+        Kind::Scripts => {
+            let report = script(options, seed).enumerate(seed, |plan| {
+                plan.random_subsets = SCRIPT_SUBSETS;
+                plan.recovery_subsets = Some(SCRIPT_RECOVERY_SUBSETS);
+                plan.second_level_max = SCRIPT_RECOVERIES;
+                plan.third_level_max = SCRIPT_RECOVERIES_AGAIN;
+            });
+            println!("{report}, {} different worlds", report.distinct_worlds());
+            if !report.failures.is_empty() {
+                return Err(format!("{} images recovered wrongly", report.failures.len()));
+            }
+            let (worlds, cuts) = (report.distinct_worlds() as u64, report.images as u64);
+            Ok(Tally { worlds, cuts, ..Tally::default() })
+        }
         Kind::EveryCut => {
             let report = enumerate_world(store, seed, profile, options.steps.unwrap_or(30), |_| ());
             eprintln!("{report}");
@@ -160,10 +190,16 @@ fn run_on<S: moraine_sim::harness::Store>(
     }
 }
 
+/// The script asked for, or the one that the seed falls on.
+fn script(options: &Options, seed: u64) -> Script {
+    options.script.unwrap_or(Script::ALL[(seed % Script::ALL.len() as u64) as usize])
+}
+
 fn replay_line(options: &Options, kind: Kind, seed: u64, profile: &Profile) -> String {
     let toy = if options.toy { " --toy" } else { "" };
     let steps = options.steps.map_or(String::new(), |steps| format!(" --steps {steps}"));
-    format!("moraine-sim --seed {seed} --world {} --workload {}{toy}{steps}", kind.name(), profile.name)
+    let workload = if kind == Kind::Scripts { script(options, seed).name() } else { profile.name };
+    format!("moraine-sim --seed {seed} --world {} --workload {workload}{toy}{steps}", kind.name())
 }
 
 fn main() -> ExitCode {

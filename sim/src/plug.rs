@@ -3,7 +3,7 @@
 use crate::Random;
 use crate::generate::Profile;
 use crate::harness::{Disks, Mounted, Store};
-use moraine_fs::engine::{Budget, Engine, FormatOptions};
+use moraine_fs::engine::{Budget, Engine, FormatOptions, NODE_KEYS_MIN};
 use moraine_fs::filesystem::Options;
 use moraine_fs::repair::{self, Finding, Repair, Reporter};
 use moraine_fs::{CacheBudget, Filesystem};
@@ -12,6 +12,10 @@ use std::rc::Rc;
 
 /// A disk that is quickly full.
 const FULL_DISK_BYTES: u64 = 12 << 20;
+/// Where power is cut everywhere: a disk that has room for a short workload, and one that has not; and their buckets.
+const CUT_DISK_BYTES: u64 = 16 << 20;
+const FULL_CUT_DISK_BYTES: u64 = 6 << 20;
+const CUT_BUCKET_BYTES: u64 = 64 << 10;
 
 /// A filesystem and how large everything in it is.
 #[derive(Clone, Debug)]
@@ -35,6 +39,30 @@ impl Moraine {
                 Moraine { disk_bytes: FULL_DISK_BYTES, budget, ..drawn }
             }
             None => drawn,
+        }
+    }
+
+    /// As small as everything can be, so that a short workload reaches it: a journal of four buckets, a dozen keys a
+    /// node, files cut two extents at a time; if it is to be full, a disk of a few MiB.
+    pub fn for_cuts(seed: u64, full: bool) -> Moraine {
+        let drawn = Moraine::for_seed(seed);
+        let keys = if full { 1000 } else { NODE_KEYS_MIN };
+        let format = FormatOptions {
+            bucket_bytes: CUT_BUCKET_BYTES,
+            journal_bytes: 4 * CUT_BUCKET_BYTES,
+            ..drawn.format
+        };
+        Moraine {
+            disks: if full { 1 } else { drawn.disks },
+            disk_bytes: if full { FULL_CUT_DISK_BYTES } else { CUT_DISK_BYTES },
+            format: FormatOptions {
+                journal_replicas: if full { 1 } else { format.journal_replicas },
+                metadata_replicas: if full { 1 } else { format.metadata_replicas },
+                ..format
+            },
+            budget: Budget { node_keys_max: keys, ..drawn.budget },
+            options: Options { cut_keys: 2, ..drawn.options },
+            ..drawn
         }
     }
 
