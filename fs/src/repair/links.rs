@@ -184,6 +184,8 @@ impl Check<'_> {
             let dir = inode.kind == InodeKind::Dir;
             if dir {
                 lose_name(names, number, &inode).await?;
+                // It may have been its own parent.
+                inode = names.load(number).await?.unwrap_or(inode);
             }
             let parent = match names.load(inode.parent).await? {
                 Some(p)

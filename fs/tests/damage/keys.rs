@@ -214,6 +214,12 @@ fn entry(inode: u64, kind: InodeKind, name: &[u8]) -> Vec<u8> {
 #[test]
 fn directories() {
     use FindingKind::*;
+    // The only name of a directory is in itself.
+    expect(&[LinkCountWrong, DirentMisplaced, ParentWrong, DirectorySizeWrong], |t| {
+        let (at, inode, _) = t.find("/volumes");
+        let value = t.delete(Tree::Dirents, at);
+        t.put(Tree::Dirents, key(inode, at.offset), value);
+    });
     let (_, after) = expect(&[DirectoryMissing], |t| drop(t.delete(Tree::Inodes, key(0, t.find("/a/b").1))));
     look(&after).find("/a/b/file3");
     expect(&[DirectoryLinkedTwice], |t| {
