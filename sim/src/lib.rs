@@ -22,6 +22,7 @@
 //! | [`fault`] | worlds in which disks fail while clients are at work |
 //! | [`script`] | workloads written to be cut everywhere |
 //! | [`rot`] | worlds in which stored bytes rot |
+//! | [`staged`] | worlds that bring one loss or one race about on purpose |
 //! | [`toy`] | a small right filesystem and its broken variants, to test all of this |
 //!
 //! This crate runs on a host only, so it uses the standard library.
@@ -43,6 +44,7 @@ pub mod police;
 pub mod random;
 pub mod rot;
 pub mod script;
+pub mod staged;
 pub mod toy;
 pub mod trace;
 pub mod world;

@@ -95,7 +95,7 @@ async fn read_what_can_be<V: Vfs>(fs: &V, expected: &Tree) -> Result<(), String>
 }
 
 /// Errors that say that something is damaged. To deny that it is there would be a lie.
-fn is_honest(error: moraine_fs::FsError) -> bool {
+pub(crate) fn is_honest(error: moraine_fs::FsError) -> bool {
     use moraine_fs::FsError::*;
     matches!(error, Checksum | DeviceRead | DeviceWrite | Corrupt | Stopped)
 }

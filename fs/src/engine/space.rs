@@ -253,9 +253,10 @@ impl Engine {
     ) -> impl Future<Output = FsResult<Buf>> + use<> {
         assert!(skip + len <= place.len, "a read lies within its extent");
         let inner = self.inner.clone();
-        let hold = inner.hold_place(&place);
+        // Whatever this holds, it holds until the future is gone.
+        let hold = (!planted::is(Fault::ReaderNotHeld)).then(|| inner.hold_place(&place)).transpose();
         async move {
-            let _hold = if planted::is(Fault::ReaderNotHeld) { None } else { Some(hold?) };
+            let _hold = hold?;
             let buf = Buf::zeroed(len as usize).map_err(|_| FsError::NoMemory)?;
             let (buf, result) = inner.devices.read(place.device, place.offset + skip as u64, buf).await;
             match result {
