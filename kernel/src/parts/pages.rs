@@ -12,6 +12,11 @@ use moraine_boot::map::PAGE;
 const ORDERS: usize = 16;
 /// Order of the smallest block that counts as large: 256 KiB.
 const LARGE: usize = 6;
+/// Order of the largest request of a few pages: 32 KiB.
+const FEW: usize = 3;
+/// Parts of all memory, one in so many, that requests of a few pages and of more leave in large blocks.
+const LEFT_BY_FEW: usize = 8;
+const LEFT_BY_MANY: usize = 32;
 /// In [`Pages::heads`]: the page does not head a free block. Any other value is its order.
 const NO_HEAD: u8 = 0xff;
 
@@ -101,12 +106,14 @@ impl Pages {
         taken
     }
 
-    /// As [`Pages::alloc`], for whoever can do without: null if less than an eighth of all memory would be left in large
-    /// blocks. Else many such users, each of a few pages, would leave no large block to those who cannot.
+    /// As [`Pages::alloc`], for whoever can try again: null if too little would be left in large blocks. Else many such
+    /// users, each of a few pages, would leave no large block to those who need one. A request of more than a few pages is
+    /// one of those: it leaves a little only for who cannot try again.
     pub fn alloc_if_plenty(&mut self, count: usize, align: usize) -> *mut u8 {
         let order = count.max(align).next_power_of_two().trailing_zeros() as usize;
         let breaks_large = (order..LARGE).all(|o| self.lists[o].is_null());
-        if breaks_large && self.large < self.total / 8 + count.next_multiple_of(1 << LARGE) {
+        let left = self.total / if order <= FEW { LEFT_BY_FEW } else { LEFT_BY_MANY };
+        if breaks_large && self.large < left + count.next_multiple_of(1 << LARGE) {
             return ptr::null_mut();
         }
         self.alloc(count, align)

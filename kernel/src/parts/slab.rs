@@ -320,9 +320,19 @@ mod tests {
             // SAFETY: allocated above, and freed once.
             unsafe { heap.free(at, buffer) };
         }
+        // Whoever reads a node needs a buffer of many pages, again and again; what is left in large blocks is for him.
+        let node = Layout::from_size_align(25 * PAGE as usize, PAGE as usize).unwrap();
+        let mut nodes: Vec<*mut u8> =
+            core::iter::from_fn(|| Some(heap.alloc(node)).filter(|at| !at.is_null())).collect();
+        assert!(nodes.len() >= 4096 / 16 / 64, "buffers of many pages: {}", nodes.len());
+        assert!(heap.alloc(buffer).is_null() || heap.alloc(node).is_null());
+        // And a little for those who cannot try again.
         let large = Layout::from_size_align(134_352, 8).unwrap();
         let count = core::iter::from_fn(|| Some(heap.alloc(large)).filter(|at| !at.is_null())).count();
-        assert!(count >= 4096 / 8 / 64, "an eighth of all in large blocks: {count}");
+        assert!(count >= 4096 / 32 / 64, "a part of all in large blocks: {count}");
+        // SAFETY: allocated above, and freed once.
+        nodes.drain(..).for_each(|at| unsafe { heap.free(at, node) });
+        assert!(!heap.alloc(node).is_null());
     }
 
     #[test]
