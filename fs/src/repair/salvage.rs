@@ -52,6 +52,11 @@ pub(super) async fn restore(check: &mut Check<'_>) -> FsResult<()> {
         keys.into_iter().filter(|((tree, _), _)| !is_derived(*tree)).map(|(k, v)| (k, Some(v))).collect();
     newer.extend(keys.iter().map(|(at, _)| (*at, u64::MAX)));
     check.change(&keys).await?;
+    // What derives from other keys is made anew. What the journal says of it would be back at the next mount, so the
+    // journal says otherwise now.
+    let forgotten: Changes =
+        newer.keys().filter(|(tree, _)| is_derived(*tree)).map(|(tree, at)| ((*tree, *at), None)).collect();
+    check.change(&forgotten).await?;
     let mut wanted: BTreeMap<Tree, Ranges> = BTreeMap::new();
     for (tree, min, max) in lost.into_iter().filter(|(tree, ..)| !is_derived(*tree)) {
         wanted.entry(tree).or_default().push((min, max));
