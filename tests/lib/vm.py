@@ -1,4 +1,5 @@
-"""The Linux client VM: a package cache, the guest's image, QEMU's command line.
+"""Linux VMs, as clients of the appliance and as what it is compared with: a package cache, the guests' images, QEMU's
+command line.
 
 Everything downloaded or built lands in $MORAINE_CLIENT_CACHE (default
 ~/.cache/moraine-client); removing that folder is the way to start afresh.
@@ -6,26 +7,28 @@ Packages come through apt from the mirror this machine already uses; nothing is
 installed on the machine.
 """
 import fcntl, os, re, shutil, subprocess, sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("MORAINE_CLIENT_CACHE") or
              Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moraine-client")
-USERLAND = """libc6 busybox-static kmod nfs-common rpcbind netbase libtirpc-common nbd-client
-  e2fsprogs xfsprogs fio attr acl util-linux coreutils bash dash diffutils tar git findutils""".split()
-# Programs of the guest beside busybox, with the libraries they need.
-PROGRAMS = """usr/sbin/mount.nfs usr/sbin/showmount usr/sbin/rpcinfo usr/sbin/nbd-client usr/bin/fio usr/bin/flock
-  usr/bin/fallocate usr/bin/getfattr usr/bin/setfattr usr/bin/cp usr/bin/dd usr/bin/stat usr/bin/truncate
-  usr/bin/cmp usr/bin/diff usr/bin/mv usr/bin/ln usr/bin/ls usr/bin/touch usr/bin/sync usr/bin/mkfifo
-  usr/bin/bash usr/bin/dash usr/bin/tar usr/bin/git usr/bin/find usr/bin/sha256sum
-  usr/sbin/mke2fs usr/sbin/e2fsck usr/sbin/xfs_repair""".split()
-MODULES = "virtio_net virtio_blk qemu_fw_cfg nfs nfsv3 nbd crc32c_intel ext4 xfs".split()
-# Test programs from the Cargo registry, built once.
-CRATES = "fsx pjdfstest".split()
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What a guest's image is made of; all by name, separated by blanks."""
+    name: str
+    init: Path = field(repr=False)  # its first process
+    packages: str       # of Debian, with what they depend on
+    programs: str       # paths in these beside busybox; the libraries they need come along
+    modules: str        # of the kernel
+    crates: str = ""    # test programs from the Cargo registry, built once
+    users: tuple = (("root", 0), ("nobody", 65534))
+    links: tuple = ()   # (path, target)
 
 
 def log(*a):
-    print("client:", *a, file=sys.stderr, flush=True)
+    print("vm:", *a, file=sys.stderr, flush=True)
 
 
 def run(*cmd, **kw):
@@ -79,22 +82,22 @@ def new_root(root):
         (root / n).symlink_to("usr/" + n)
 
 
-def userland():
+def userland(guest):
     """The unpacked packages (with their dependencies) the image is picked from."""
-    root = CACHE / "root"
-    of = CACHE / "root.packages"  # what it was made of
-    if not root.exists() or not of.exists() or of.read_text().split() != USERLAND:
-        log("downloading the guest's userland")
-        run("apt-get", "-qq", *apt_options(), "install", "-y", "--no-install-recommends", "--download-only", *USERLAND,
-            stdout=sys.stderr)
-        tmp = CACHE / "root.tmp"
+    root = CACHE / f"{guest.name}.userland"
+    of = CACHE / f"{guest.name}.packages"  # what it was made of
+    if not root.exists() or not of.exists() or of.read_text().split() != guest.packages.split():
+        log(f"downloading the userland of the {guest.name}")
+        run("apt-get", "-qq", *apt_options(), "install", "-y", "--no-install-recommends", "--download-only",
+            *guest.packages.split(), stdout=sys.stderr)
+        tmp = CACHE / f"{guest.name}.userland.tmp"
         shutil.rmtree(tmp, ignore_errors=True)
         new_root(tmp)
         for d in sorted((CACHE / "apt/cache/archives").glob("*.deb")):
             unpack(d, tmp)
         shutil.rmtree(root, ignore_errors=True)
         tmp.rename(root)
-        of.write_text("\n".join(USERLAND))
+        of.write_text("\n".join(guest.packages.split()))
     return root
 
 
@@ -134,36 +137,36 @@ def vmlinux(bz, out):
     shutil.copy(bz, out)
 
 
-def crates():
+def crates(guest):
     """The test programs from the Cargo registry."""
     root = CACHE / "cargo"
-    for name in CRATES:
+    for name in guest.crates.split():
         if not (root / "bin" / name).exists():
             log("building", name)
             run("cargo", "install", "--quiet", "--root", root, name, cwd=CACHE, stdout=sys.stderr)
-    return [root / "bin" / name for name in CRATES]
+    return [root / "bin" / name for name in guest.crates.split()]
 
 
 # ---- the guest's image ----------------------------------------------------
 
-def image():
+def image(guest):
     """The guest's image, made if it is missing or older than what it is made of; by one at a time."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return make_image()
+        return make_image(guest)
 
 
-def make_image():
+def make_image(guest):
     """An uncompressed initramfs: busybox, the programs with the libraries they need, the modules (unpacked, in load
-    order) and client.init."""
-    out, init = CACHE / "client.cpio", HERE / "client.init"
-    u, (kver, kroot, _), built = userland(), kernel(), crates()
-    newest = max(p.stat().st_mtime for p in [init, Path(__file__), *built])
-    if out.exists() and out.stat().st_mtime > newest:
+    order) and the first process."""
+    out, of = CACHE / f"{guest.name}.cpio", CACHE / f"{guest.name}.of"
+    u, (kver, kroot, _), built = userland(guest), kernel(), crates(guest)
+    newest = max(p.stat().st_mtime for p in [guest.init, Path(__file__), *built])
+    if out.exists() and out.stat().st_mtime > newest and of.exists() and of.read_text() == repr(guest):
         return out
     log("building", out.name)
-    st = CACHE / "client.root"
+    st = CACHE / f"{guest.name}.root"
     shutil.rmtree(st, ignore_errors=True)
     new_root(st)
     for d in "dev proc sys run tmp etc mnt var/lib/nfs/rpc_pipefs modules".split():
@@ -179,22 +182,20 @@ def make_image():
 
     put("bin/busybox")
     put("lib64/ld-linux-x86-64.so.2", ld.resolve())
-    for program in [*PROGRAMS, *built]:
+    for program in [*guest.programs.split(), *built]:
         src = program if isinstance(program, Path) else u / program
         put("usr/bin/" + src.name if isinstance(program, Path) else program, src)
         deps = subprocess.run([ld, "--library-path", path, "--list", src], capture_output=True, text=True).stdout
         for lib in re.findall(r"=> (/\S+)", deps):
             put("usr/lib/" + Path(lib).name, Path(lib).resolve())
-    (st / "usr/bin/sh").symlink_to("dash")
-    for name in "git-upload-pack git-receive-pack".split():
-        (st / "usr/bin" / name).symlink_to("git")
+    for path, target in guest.links:
+        (st / path).symlink_to(target)
     for f in "netconfig protocols services rpc mke2fs.conf".split():
         if (u / "etc" / f).exists():
             put("etc/" + f)
-    users = [("root", 0), ("nobody", 65534), ("tests", 1001), ("tests2", 1002), ("tests3", 1003)]
-    (st / "etc/passwd").write_text("".join(f"{n}:x:{i}:{i}::/:/bin/sh\n" for n, i in users) +
+    (st / "etc/passwd").write_text("".join(f"{n}:x:{i}:{i}::/:/bin/sh\n" for n, i in guest.users) +
                                    "_rpc:x:101:65534::/run/rpcbind:/bin/false\n")
-    (st / "etc/group").write_text("".join(f"{n}:x:{i}:\n" for n, i in users))
+    (st / "etc/group").write_text("".join(f"{n}:x:{i}:\n" for n, i in guest.users))
     sources = "passwd group protocols services rpc".split()
     (st / "etc/nsswitch.conf").write_text("".join(f"{s}: files\n" for s in sources) + "hosts: files\n")
     (st / "etc/hosts").write_text("127.0.0.1 localhost\n")
@@ -216,12 +217,13 @@ def make_image():
             seq.append(m)
         return seq
 
-    (st / "modules/deps").write_text("".join(f"{m} {' '.join(load_order(m, []))}\n" for m in MODULES))
-    shutil.copy(init, st / "init")
+    (st / "modules/deps").write_text("".join(f"{m} {' '.join(load_order(m, []))}\n" for m in guest.modules.split()))
+    shutil.copy(guest.init, st / "init")
     (st / "init").chmod(0o755)
     with open(out.with_suffix(".tmp"), "wb") as f:
         cpio(st, f)
     out.with_suffix(".tmp").rename(out)
+    of.write_text(repr(guest))
     return out
 
 
@@ -241,7 +243,7 @@ def cpio(root, out):
 
 # ---- QEMU -----------------------------------------------------------------
 
-def qemu(initrd, cmdline, smp, mem, net, extra):
+def qemu(initrd, cmdline, smp, mem, net, mac, extra):
     """The guest's command line. No display, no firmware menu, PVH entry."""
     _, _, vm = kernel()
     return ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -253,7 +255,7 @@ def qemu(initrd, cmdline, smp, mem, net, extra):
             "-append", "quiet panic=-1 nokaslr tsc=reliable no_timer_check random.trust_cpu=on "
                        "rcupdate.rcu_expedited=1 console=ttyS0 " + cmdline,
             "-netdev", netdev(net) + ",id=n0",
-            "-device", "virtio-net-pci,netdev=n0,mac=52:54:00:12:34:20,romfile="] + extra
+            "-device", f"virtio-net-pci,netdev=n0,mac={mac},romfile="] + extra
 
 
 def netdev(spec):
