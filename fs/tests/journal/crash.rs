@@ -84,7 +84,7 @@ fn enumerate_shape(shape: Shape, disk: DiskConfig, seed: u64, steps: u64) -> Cra
 fn every_cut_recovers_a_prefix_no_shorter_than_acknowledged() {
     let mut worlds = 0;
     for (n, shape) in SHAPES.into_iter().enumerate() {
-        let report = enumerate_shape(shape, DiskConfig::default(), 100 + n as u64, 8);
+        let report = enumerate_shape(shape, DiskConfig::default(), 100 + n as u64, 12);
         worlds += report.worlds + report.second_worlds;
     }
     assert!(worlds > 2000, "{worlds} worlds");
