@@ -61,6 +61,8 @@ impl Default for DiskConfig {
 /// A disk of a world.
 pub struct SimDisk {
     world: Weak<Inner>,
+    /// Whether its machine is on.
+    power: Rc<Cell<bool>>,
     index: usize,
     info: DeviceInfo,
     config: DiskConfig,
@@ -115,7 +117,13 @@ enum Writing {
 }
 
 impl SimDisk {
-    pub(crate) fn new(world: &Rc<Inner>, index: usize, image: Image, config: DiskConfig) -> SimDisk {
+    pub(crate) fn new(
+        world: &Rc<Inner>,
+        index: usize,
+        image: Image,
+        config: DiskConfig,
+        power: Rc<Cell<bool>>,
+    ) -> SimDisk {
         let info = DeviceInfo {
             name: format!("{}{index}", config.name),
             identity: format!("simulated disk {index}"),
@@ -137,7 +145,7 @@ impl SimDisk {
             watched: None,
             in_flight: 0,
         };
-        SimDisk { world: Rc::downgrade(world), index, info, config, core: Rc::new(RefCell::new(core)) }
+        SimDisk { world: Rc::downgrade(world), power, index, info, config, core: Rc::new(RefCell::new(core)) }
     }
 
     /// Plans or changes faults.
@@ -210,7 +218,8 @@ impl SimDisk {
         done: impl FnOnce(&mut Core, CommandId, Result<(), IoError>) -> Result<(), IoError> + 'static,
         deliver: impl FnOnce(Result<(), IoError>) + 'static,
     ) {
-        let Some(world) = self.world.upgrade().filter(|world| world.is_alive()) else { return };
+        let power = self.power.clone();
+        let Some(world) = self.world.upgrade().filter(|world| world.is_alive() && power.get()) else { return };
         let id = world.trace().submit(self.index, world.now_ns(), &command);
         let (low, high) = match command {
             Command::Flush => self.config.flush_ns,
@@ -227,7 +236,7 @@ impl SimDisk {
         };
         let (core, index, weak) = (self.core.clone(), self.index, self.world.clone());
         let complete = move || {
-            let Some(world) = weak.upgrade().filter(|world| world.is_alive()) else { return };
+            let Some(world) = weak.upgrade().filter(|world| world.is_alive() && power.get()) else { return };
             let result = {
                 let mut core = core.borrow_mut();
                 core.in_flight -= 1;

@@ -12,7 +12,7 @@ use crate::oracle::{History, Progress};
 use crate::random::Random;
 use crate::world::{Ended, World, WorldConfig};
 use moraine_fs::vfs::*;
-use moraine_platform::{BLOCK_SIZE, IoError};
+use moraine_platform::{BLOCK_SIZE, IoError, Platform};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -76,7 +76,7 @@ impl Fault {
     }
 
     /// Plans it on one of the disks.
-    fn plan(self, world: &World, disks: &[Rc<SimDisk>], random: &mut Random) {
+    pub(crate) fn plan(self, platform: &Platform, disks: &[Rc<SimDisk>], random: &mut Random) {
         let disk = random.pick(disks).clone();
         let after = random.below(COMMANDS);
         let writes = |random: &mut Random| random.below(COMMANDS / 2);
@@ -98,14 +98,14 @@ impl Fault {
             }
             Fault::Vanish => disk.faults(|f| f.vanish(after)),
             Fault::Slow => {
-                let (clock, begin) = (world.platform().clock, random.below(200_000_000));
+                let (clock, begin) = (platform.clock.clone(), random.below(200_000_000));
                 let task = async move {
                     clock.sleep(Duration::from_nanos(begin)).await;
                     disk.faults(|f| f.slow_factor = SLOW_FACTOR);
                     clock.sleep(SLOW_FOR).await;
                     disk.faults(|f| f.slow_factor = 1);
                 };
-                world.platform().spawn.spawn("slow disk", Box::pin(task));
+                platform.spawn.spawn("slow disk", Box::pin(task));
             }
             Fault::LostWrite => {
                 (0..count).for_each(|_| disk.faults(|f| f.fail_write(writes(random), WriteFault::Lost)));
@@ -123,8 +123,8 @@ impl Fault {
                 }
             }
             Fault::Rot => {
-                let (clock, begin) = (world.platform().clock, random.below(300_000_000));
-                let mut random = world.random("rot");
+                let (clock, begin) = (platform.clock.clone(), random.below(300_000_000));
+                let mut random = random.clone();
                 let task = async move {
                     clock.sleep(Duration::from_nanos(begin)).await;
                     let empty = crate::Image::new(disk.visible_image().size());
@@ -134,7 +134,7 @@ impl Fault {
                         disk.rot(block, BLOCK_SIZE as u64, 1, &mut random);
                     }
                 };
-                world.platform().spawn.spawn("rot", Box::pin(task));
+                platform.spawn.spawn("rot", Box::pin(task));
             }
             Fault::Lie => disks.iter().for_each(|disk| disk.faults(|f| f.ignore_flush = true)),
         }
@@ -174,7 +174,7 @@ pub fn fault_world<S: Store>(store: &S, seed: u64, profile: &Profile, fault: Fau
                 histories.borrow_mut().push(client.history.clone());
                 clients.push(client);
             }
-            fault.plan(&world, &disks, &mut random);
+            fault.plan(&platform, &disks, &mut random);
             let verifier = fs.write_verifier();
             let mut tasks = Vec::new();
             for mut client in clients {

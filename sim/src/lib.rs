@@ -23,11 +23,14 @@
 //! | [`script`] | workloads written to be cut everywhere |
 //! | [`rot`] | worlds in which stored bytes rot |
 //! | [`staged`] | worlds that bring one loss or one race about on purpose |
+//! | [`machine`] | tasks and disks that lose power together while the world goes on |
+//! | [`appliance`] | worlds with a whole appliance: NFS and NBD clients, power cuts, and what each protocol promised |
 //! | [`toy`] | a small right filesystem and its broken variants, to test all of this |
 //!
 //! This crate runs on a host only, so it uses the standard library.
 #![forbid(unsafe_code)]
 
+pub mod appliance;
 mod compare;
 pub mod crash;
 pub mod crowd;
@@ -36,6 +39,7 @@ pub mod explore;
 pub mod fault;
 pub mod generate;
 pub mod harness;
+pub mod machine;
 pub mod net;
 pub mod ops;
 pub mod oracle;

@@ -3,6 +3,7 @@
 //! Each failure ends in a line to type that replays exactly that world.
 #![forbid(unsafe_code)]
 
+use moraine_sim::appliance::appliance_world;
 use moraine_sim::crowd::{crowd_world, tangle_world};
 use moraine_sim::fault::{Fault, fault_world};
 use moraine_sim::generate::Profile;
@@ -21,6 +22,7 @@ usage: moraine-sim (--seed N | --seeds A..B) [--world KIND] [--workload NAME]
   --world      lockstep: one client, compared with the model call by call; crowd: several at once;
                tangle: several in one tree, compared in the order of commits; crash: random power cuts;
                every-cut: the power is cut at every device command; rot: stored bits flip;
+               appliance: NFS and NBD clients of a whole appliance, power cuts while they work;
                scripts: the same cuts, also in recovery and in recovery of recovery, of workloads written for it.
                Disks that fail: flush command vanish slow lost-write misdirected zombie rot-at-work lie.
                Without it: lockstep, crowd, tangle and crash
@@ -51,11 +53,12 @@ enum Kind {
     EveryCut,
     Scripts,
     Rot,
+    Appliance,
     Fault(Fault),
 }
 
 impl Kind {
-    const ALL: [(Kind, &'static str); 7] = [
+    const ALL: [(Kind, &'static str); 8] = [
         (Kind::Lockstep, "lockstep"),
         (Kind::Crowd, "crowd"),
         (Kind::Tangle, "tangle"),
@@ -63,6 +66,7 @@ impl Kind {
         (Kind::EveryCut, "every-cut"),
         (Kind::Scripts, "scripts"),
         (Kind::Rot, "rot"),
+        (Kind::Appliance, "appliance"),
     ];
 
     fn name(self) -> &'static str {
@@ -164,6 +168,7 @@ fn run_on<S: moraine_sim::harness::Store>(
             crash_world(store, seed, profile, shape)
         }
         Kind::Rot => rot_world(store, seed, profile, options.steps.unwrap_or(100)),
+        Kind::Appliance => appliance_world(seed),
         Kind::Fault(fault) => fault_world(store, seed, profile, fault),
         Kind::Scripts => {
             let report = script(options, seed).enumerate(seed, |plan| {

@@ -86,6 +86,19 @@ impl Switch {
         }
     }
 
+    /// The host at `ip` loses its power: what it sent still arrives, it says nothing more, not even that its connections
+    /// ended; the other ends find out some time within `notice_ns`.
+    pub fn power_off(&self, ip: IpAddr, notice_ns: u64) {
+        let all: Vec<_> = self.connections.borrow().iter().filter_map(Weak::upgrade).collect();
+        let Some(world) = self.world.upgrade() else { return };
+        for connection in all.into_iter().filter(|c| c.ends.iter().any(|end| end.ip() == ip)) {
+            connection.silent.set(true);
+            let arrived = connection.pipes.iter().map(|pipe| pipe.last_arrival.get()).fold(0, u64::max);
+            let at = arrived.max(world.now_ns() + self.random.borrow_mut().below(notice_ns.max(1)));
+            world.at(at, Box::new(move || connection.reset()));
+        }
+    }
+
     /// Resets one of the live connections, by the seed.
     pub fn reset_any(&self) {
         let all: Vec<_> = self.connections.borrow().iter().filter_map(Weak::upgrade).collect();
@@ -147,6 +160,8 @@ struct Connection {
     /// `pipes[n]` carries what end `n` sends.
     pipes: [Rc<Pipe>; 2],
     is_reset: Cell<bool>,
+    /// One end has lost its power: no end says good-bye.
+    silent: Cell<bool>,
 }
 
 impl Connection {
@@ -251,7 +266,7 @@ impl Stream for End {
 
     fn close(&self) {
         let pipe = self.connection.pipes[self.side].clone();
-        if pipe.closed.replace(true) {
+        if pipe.closed.replace(true) || self.connection.silent.get() {
             return;
         }
         let Some(switch) = self.connection.switch.upgrade() else { return };
@@ -265,12 +280,17 @@ impl Stream for End {
 
     fn abort(&self) {
         self.aborted.set(true);
-        self.connection.reset();
+        if !self.connection.silent.get() {
+            self.connection.reset();
+        }
     }
 }
 
 impl Drop for End {
     fn drop(&mut self) {
+        if self.connection.silent.get() {
+            return;
+        }
         // As sockets do: closing is graceful unless something was left unread.
         let unread = !self.connection.pipes[1 - self.side].arrived.borrow().is_empty();
         if unread {
@@ -411,6 +431,7 @@ impl Switch {
             ends: [local, peer],
             pipes: Default::default(),
             is_reset: Cell::new(false),
+            silent: Cell::new(false),
         });
         let mut connections = self.connections.borrow_mut();
         connections.retain(|weak| weak.strong_count() > 0);

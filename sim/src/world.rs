@@ -4,6 +4,7 @@
 //! still while tasks are ready (sometimes not: an event may overtake them) and jumps to the next event when none is.
 
 use crate::disk::{DiskConfig, Image, SimDisk};
+use crate::machine::Machine;
 use crate::net::Switch;
 use crate::random::Random;
 use crate::trace::Trace;
@@ -119,6 +120,7 @@ pub(crate) struct Inner {
     polls: Cell<u64>,
     disks: RefCell<Vec<Rc<SimDisk>>>,
     switch: RefCell<Option<Rc<Switch>>>,
+    fuse: RefCell<Option<(u64, Box<dyn FnOnce()>)>>,
     trace: Trace,
 }
 
@@ -206,6 +208,7 @@ impl World {
             polls: Cell::new(0),
             disks: RefCell::default(),
             switch: RefCell::default(),
+            fuse: RefCell::default(),
             trace: Trace::new(config.record),
             config,
         });
@@ -239,10 +242,27 @@ impl World {
 
     /// Plugs in a disk that holds `image`.
     pub fn disk_with(&self, image: Image, config: DiskConfig) -> Rc<SimDisk> {
-        let mut disks = self.inner.disks.borrow_mut();
-        let disk = Rc::new(SimDisk::new(&self.inner, disks.len(), image, config));
-        disks.push(disk.clone());
-        disk
+        self.inner.plug(image, config, Rc::new(Cell::new(true)))
+    }
+
+    pub(crate) fn inner(&self) -> &Rc<Inner> {
+        &self.inner
+    }
+
+    /// A machine, switched on.
+    pub fn machine(&self) -> Rc<Machine> {
+        Machine::new(&self.inner)
+    }
+
+    /// Calls `what` between two polls, as soon as so many device commands were submitted since the world began. There is
+    /// one such call at a time: a later one takes its place.
+    pub fn at_command(&self, commands: u64, what: impl FnOnce() + 'static) {
+        *self.inner.fuse.borrow_mut() = Some((commands, Box::new(what)));
+    }
+
+    /// Takes back what [`World::at_command`] planned, if it has not happened.
+    pub fn defuse(&self) {
+        self.inner.fuse.take();
     }
 
     /// All disks, in the order they were plugged in.
@@ -318,6 +338,7 @@ impl World {
                 inner.alive.set(false);
                 return Ok(Ended::PowerCut);
             }
+            inner.blow_fuse();
             if inner.now.get() > inner.config.time_limit.as_nanos() as u64 {
                 return Err(inner.stall("time limit reached"));
             }
@@ -363,6 +384,7 @@ impl Drop for World {
         let _running = Running::enter(&self.inner);
         drop(self.inner.tasks.take());
         drop(self.inner.events.take());
+        drop(self.inner.fuse.take());
         drop(self.inner.disks.take());
         drop(self.inner.switch.take());
     }
@@ -383,6 +405,38 @@ impl Inner {
 
     pub(crate) fn random_for(&self, purpose: &str) -> Random {
         Random::for_purpose(self.config.seed, purpose)
+    }
+
+    /// Plugs in a disk that has power as long as `power` says so.
+    pub(crate) fn plug(self: &Rc<Self>, image: Image, config: DiskConfig, power: Rc<Cell<bool>>) -> Rc<SimDisk> {
+        let mut disks = self.disks.borrow_mut();
+        let disk = Rc::new(SimDisk::new(self, disks.len(), image, config, power));
+        disks.push(disk.clone());
+        disk
+    }
+
+    /// What was planned for this number of device commands happens.
+    fn blow_fuse(&self) {
+        let due = self.fuse.borrow().as_ref().is_some_and(|(at, _)| self.trace.submitted() >= *at);
+        if due && let Some((_, what)) = self.fuse.take() {
+            what();
+        }
+    }
+
+    /// Starts a task and says its number.
+    pub(crate) fn start(&self, name: &'static str, future: LocalFuture<()>) -> usize {
+        let mut tasks = self.tasks.borrow_mut();
+        let id = tasks.len();
+        let waker = self.waker(id);
+        waker.wake_by_ref();
+        tasks.push(Some(Task { name, future, waker }));
+        id
+    }
+
+    /// Ends a task that is not being polled, wherever it is.
+    pub(crate) fn end(&self, id: usize) {
+        let task = self.tasks.borrow_mut().get_mut(id).and_then(Option::take);
+        drop(task);
     }
 
     /// Lets `call` happen at `at_ns`, after everything already planned for that time.
@@ -496,10 +550,7 @@ impl Rng for Inner {
 
 impl Spawn for Inner {
     fn spawn(&self, name: &'static str, future: LocalFuture<()>) {
-        let mut tasks = self.tasks.borrow_mut();
-        let waker = self.waker(tasks.len());
-        waker.wake_by_ref();
-        tasks.push(Some(Task { name, future, waker }));
+        self.start(name, future);
     }
 }
 

@@ -1,0 +1,331 @@
+//! Worlds with a whole appliance in them: disks, filesystem, NFS and NBD as `appliance/` wires them, and clients that
+//! reach it over a network that delays, stalls and resets; the power goes while they work, and they go on when it is back.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `scene.rs` | what all share: boots, marks, promises, and the witness of what the server sends |
+//! | `rpc.rs`, `calls.rs` | an NFSv3 client on a hard mount: the same call until it is answered |
+//! | `client.rs`, `content.rs`, `names.rs` | what processes do over it, and what they must find |
+//! | `volume.rs` | NBD clients, several connections to a volume |
+//! | `cells.rs` | what a cell of content may hold, now and after a power cut |
+//! | `promises.rs` | every stable answer on the wire, proved from the disks' log |
+
+mod calls;
+mod cells;
+mod client;
+mod content;
+mod names;
+mod promises;
+mod rpc;
+mod scene;
+mod volume;
+
+use crate::disk::{DiskConfig, Image, SimDisk};
+use crate::fault::Fault;
+use crate::harness::{Store, Tally, blank, devices};
+use crate::machine::Machine;
+use crate::net::NetConfig;
+use crate::plug::Moraine;
+use crate::random::Random;
+use crate::world::{World, WorldConfig};
+use calls::Nfs;
+use cells::Cell as Content;
+use client::{Client, SHARED};
+use moraine_appliance::{Listen, Memory, NBD_PORT, NFS_PORT, Stop, serve_exports};
+use moraine_fs::Vfs;
+use moraine_fs::vfs::{Caller, CreateMode, NewNode, SetAttr};
+use moraine_platform::Network;
+use moraine_platform::sync::{Either, either};
+use rpc::Mount;
+use scene::{CELL, Scene, Tap};
+use std::cell::RefCell;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+use volume::{Disk, PART, Volume};
+
+const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+const HOSTS: usize = 2;
+/// Processes on each NFS client.
+const PROCESSES: usize = 2;
+const VOLUMES: usize = 2;
+/// Connections to each volume.
+const CONNECTIONS: usize = 2;
+/// Steps of each process and each connection.
+const STEPS: (u64, u64) = (15, 45);
+/// Power cuts and restarts while clients work, at most; one more comes when they are done.
+const CUTS: u64 = 4;
+/// Device commands from one power on to the cut, at most.
+const COMMANDS: u64 = 700;
+/// How long a boot lasts at most, if the cut does not come by commands.
+const BOOT_MAX: Duration = Duration::from_secs(600);
+/// How long the machine is off, at most, and how long clients may take to see that it is.
+const OFF_MAX: Duration = Duration::from_secs(3);
+/// Something happens to the network about so often.
+const WEATHER: Duration = Duration::from_millis(150);
+
+/// A machine and what runs on it.
+struct Boot {
+    machine: Rc<Machine>,
+    disks: Vec<Rc<SimDisk>>,
+    stop: Stop,
+    /// The images that the disks hold once the power is off.
+    left: Rc<RefCell<Option<Vec<Image>>>>,
+    /// Whether it stopped in order.
+    ended: Rc<std::cell::Cell<bool>>,
+}
+
+/// The world of `seed`.
+pub fn appliance_world(seed: u64) -> Result<Tally, String> {
+    let store = Moraine::for_seed(seed);
+    let images = prepared(&store, seed)?;
+    let world = World::with(WorldConfig { record: true, poll_limit: 20_000_000, ..WorldConfig::new(seed) });
+    let scene = Scene::new(world.inner(), world.platform().clock);
+    let mut play = Play {
+        world: &world,
+        scene: scene.clone(),
+        random: world.random("appliance"),
+        store: Rc::new(store),
+        cuts: 0,
+    };
+    world.try_run(play.run(images)).map_err(|stall| stall.to_string())??;
+    let promises = scene.promises.borrow();
+    promises::check(&world.trace().events(), &promises)?;
+    Ok(Tally { worlds: 1, steps: scene.steps.get(), cuts: play.cuts, hash: world.trace().hash() })
+}
+
+/// Disks with a pool that has the volumes and the shared directory.
+fn prepared(store: &Moraine, seed: u64) -> Result<Vec<Image>, String> {
+    let world = World::new(seed ^ 1 << 40);
+    let disks = crate::harness::plug(&world, &blank(store), &DiskConfig::default());
+    let (platform, seen) = (world.platform(), devices(&disks));
+    world.run(async {
+        store.format(&platform, &seen).await?;
+        let fs = store.mount(&platform, &seen).await?.fs;
+        let (root, text) = (Caller::root(), |e: moraine_fs::FsError| e.to_string());
+        let set = SetAttr { mode: Some(0o777), ..SetAttr::default() };
+        fs.make(&root, fs.root(), SHARED, NewNode::Dir, &set).await.map_err(text)?;
+        let (folder, _) = fs.lookup(&root, fs.root(), b"volumes").await.map_err(text)?;
+        let size = Some((CONNECTIONS * PART * CELL) as u64);
+        let set = SetAttr { mode: Some(0o644), size, ..SetAttr::default() };
+        for n in 0..VOLUMES {
+            fs.create(&root, folder, volume_name(n).as_bytes(), CreateMode::Guarded, &set).await.map_err(text)?;
+        }
+        store.unmount(fs).await
+    })?;
+    Ok(disks.iter().map(|disk| disk.durable_image()).collect())
+}
+
+fn volume_name(n: usize) -> String {
+    format!("vm{n}")
+}
+
+/// What the world does to the appliance.
+struct Play<'w> {
+    world: &'w World,
+    scene: Rc<Scene>,
+    random: Random,
+    store: Rc<Moraine>,
+    cuts: u64,
+}
+
+impl Play<'_> {
+    async fn run(&mut self, mut images: Vec<Image>) -> Result<(), String> {
+        let weather = NetConfig {
+            delay_ns: (5_000, *self.random.pick(&[300_000, 5_000_000])),
+            window: *self.random.pick(&[8 << 10, 64 << 10, 256 << 10]),
+            piece_max: *self.random.pick(&[700, 9000, 64 << 10]),
+            ..NetConfig::default()
+        };
+        self.world.switch().configure(weather);
+        let clients = self.start_clients();
+        let cuts = self.random.below(CUTS + 1);
+        for _ in 0..cuts {
+            let machine = self.power_on(images, true);
+            let worked = either(self.until(&machine, clients), self.world.platform().clock.sleep(BOOT_MAX)).await;
+            images = match worked {
+                Either::First(result) => {
+                    result?;
+                    self.end(machine).await?
+                }
+                Either::Second(()) => self.end(machine).await?,
+            };
+            self.between().await;
+        }
+        // Nothing goes wrong any more: everybody comes to an end.
+        let machine = self.power_on(images, false);
+        self.until(&machine, clients).await?;
+        images = self.end(machine).await?;
+        self.between().await;
+        self.scene.finale.set(true);
+        let machine = self.power_on(images, false);
+        self.scene.changed.notify();
+        let scene = self.scene.clone();
+        let done = || scene.problem().map(Err).or((scene.satisfied.get() == clients).then_some(Ok(())));
+        self.scene.changed.until(done).await?;
+        self.stop(&machine).await?;
+        let images = machine.left.take().expect("it stopped");
+        let disks = crate::harness::plug(self.world, &images, &DiskConfig::default());
+        self.store.check(&self.world.platform(), &devices(&disks)).await
+    }
+
+    /// Starts all clients, and what happens to the network; says how many they are.
+    fn start_clients(&mut self) -> usize {
+        let (spawn, scene) = (self.world.platform().spawn, &self.scene);
+        let switch = self.world.switch();
+        let at = |port| SocketAddr::new(SERVER, port);
+        let mut draw = |number: usize| {
+            let steps = self.random.between(STEPS.0, STEPS.1) as usize;
+            (self.world.random(&format!("client {number}")), steps)
+        };
+        let (mut number, mut mounts) = (0, Vec::new());
+        for host in 0..HOSTS {
+            let network = switch.host(IpAddr::V4(Ipv4Addr::new(10, 0, 1, host as u8)));
+            let random = self.world.random(&format!("host {host}"));
+            let mount = Mount::new(scene.clone(), network, at(NFS_PORT), random);
+            spawn.spawn("mount", Box::pin(mount.clone().run()));
+            for _ in 0..PROCESSES {
+                let (random, steps) = draw(number);
+                let client = Client::new(Nfs { mount: mount.clone(), scene: scene.clone() }, random);
+                spawn.spawn("nfs client", Box::pin(client.run(number, steps)));
+                number += 1;
+            }
+            mounts.push(mount);
+        }
+        for volume in 0..VOLUMES {
+            let cells = RefCell::new(vec![Content::new(); CONNECTIONS * PART]);
+            let shared = Rc::new(Volume { name: volume_name(volume), cells });
+            for n in 0..CONNECTIONS {
+                let network = switch.host(IpAddr::V4(Ipv4Addr::new(10, 0, 2, number as u8)));
+                let (random, steps) = draw(number);
+                let part = (shared.clone(), n * PART..(n + 1) * PART);
+                let disk = Disk::new(scene.clone(), network, at(NBD_PORT), part, random);
+                spawn.spawn("nbd client", Box::pin(disk.run(number, steps)));
+                number += 1;
+            }
+        }
+        let (clock, mut random) = (scene.clock.clone(), self.world.random("weather"));
+        let calm = random.between(1, 20);
+        let weather = async move {
+            loop {
+                let pause = random.below(2 * WEATHER.as_nanos() as u64) * calm;
+                clock.sleep(Duration::from_nanos(pause)).await;
+                match random.below(4) {
+                    0 => switch.reset_any(),
+                    1 => switch.stall(random.below(500_000_000)),
+                    _ => random.pick(&mounts).hang_up(),
+                }
+            }
+        };
+        spawn.spawn("weather", Box::pin(weather));
+        number
+    }
+
+    /// Waits until all clients did their steps or the power is off; an error if something is wrong.
+    async fn until(&self, machine: &Boot, clients: usize) -> Result<(), String> {
+        let scene = &self.scene;
+        let over = || {
+            let off = !machine.machine.is_on() || machine.ended.get();
+            scene.problem().map(Err).or((off || scene.worked.get() == clients).then_some(Ok(())))
+        };
+        scene.changed.until(over).await
+    }
+
+    /// Switches a machine on, with what the disks hold; if it is to be cut, at some command.
+    fn power_on(&mut self, images: Vec<Image>, cut: bool) -> Boot {
+        let machine = self.world.machine();
+        let config = DiskConfig { fua: !self.world.seed().is_multiple_of(3), ..DiskConfig::default() };
+        let disks: Vec<Rc<SimDisk>> =
+            images.into_iter().map(|image| machine.disk_with(image, config.clone())).collect();
+        let (stop, ended, left) = (Stop::new(), Rc::default(), Rc::default());
+        let on = Boot { machine, disks, stop, left, ended };
+        let boot = self.scene.boot();
+        if cut && self.random.percent(75) {
+            let at = self.world.trace().submitted() + 1 + self.random.below(COMMANDS);
+            let off = self.power_off(&on);
+            self.world.at_command(at, off);
+        }
+        let fault = (cut && self.random.percent(40)).then(|| {
+            let all = [Fault::Flush, Fault::Command, Fault::Vanish, Fault::Slow];
+            let fault = *self.random.pick(&all);
+            self.scene.expect_faults();
+            (fault, self.world.random(&format!("fault of boot {boot}")))
+        });
+        let network: Rc<dyn Network> = self.world.switch().host(SERVER);
+        let network = Rc::new(Tap { network, scene: self.scene.clone() });
+        let (scene, store, platform) = (self.scene.clone(), self.store.clone(), on.machine.platform());
+        let (disks, stop, ended) = (on.disks.clone(), on.stop.clone(), on.ended.clone());
+                let serve = async move {
+            let served = async {
+                let fs = store.mount(&platform, &devices(&disks)).await?.fs;
+                if let Some((fault, mut random)) = fault {
+                    fault.plan(&platform, &disks, &mut random);
+                }
+                let at = |port| Some(SocketAddr::new(SERVER, port));
+                let listen = Listen { nfs: at(NFS_PORT), nbd: at(NBD_PORT), portmap: None };
+                let exports = serve_exports(&platform, fs, network, listen, &Memory::of(0));
+                let exports = exports.map_err(|e| e.to_string())?;
+                stop.wait().await;
+                store.unmount(exports.stop().await).await
+            };
+            // What fails honestly may keep it from stopping in order: then it is as if the power went.
+            match served.await {
+                Err(why) if !scene.may_fail(scene.boot()) => scene.fail(format!("boot {boot}: {why}")),
+                _ => {}
+            }
+            ended.set(true);
+            scene.changed.notify();
+        };
+        on.machine.platform().spawn.spawn("appliance", Box::pin(serve));
+        on
+    }
+
+    /// What takes the machine's power away, whenever it is called; once.
+    fn power_off(&self, on: &Boot) -> impl FnOnce() + 'static {
+        let (machine, disks, left) = (on.machine.clone(), on.disks.clone(), on.left.clone());
+        let (scene, switch) = (self.scene.clone(), self.world.switch());
+        let mut random = self.world.random(&format!("cut of boot {}", scene.boot()));
+        move || {
+            if machine.is_on() {
+                *left.borrow_mut() = Some(disks.iter().map(|disk| disk.crash_image(&mut random)).collect());
+                switch.power_off(SERVER, OFF_MAX.as_nanos() as u64);
+                machine.power_off();
+                scene.next_boot();
+            }
+        }
+    }
+
+    /// Ends a boot: by its cut if that came, else in order or by pulling the plug. What the disks hold then.
+    async fn end(&mut self, on: Boot) -> Result<Vec<Image>, String> {
+        self.world.defuse();
+        if on.machine.is_on() {
+            if self.random.percent(40) && !self.scene.may_fail(self.scene.boot()) {
+                self.stop(&on).await?;
+            } else {
+                self.cuts += 1;
+                self.power_off(&on)();
+            }
+        } else {
+            self.cuts += 1;
+        }
+        Ok(on.left.take().expect("the power is off"))
+    }
+
+    /// Stops a machine in order.
+    async fn stop(&self, on: &Boot) -> Result<(), String> {
+        on.stop.ask();
+        let (scene, ended) = (&self.scene, &on.ended);
+        scene.changed.until(|| ended.get().then_some(())).await;
+        if let Some(why) = scene.problem() {
+            return Err(why);
+        }
+        self.power_off(on)();
+        Ok(())
+    }
+
+    /// The machine is off for a while.
+    async fn between(&mut self) {
+        let off = self.random.below(OFF_MAX.as_nanos() as u64);
+        self.scene.clock.sleep(Duration::from_nanos(off)).await;
+    }
+}
