@@ -149,7 +149,10 @@ impl Filesystem {
             })
             .await?;
         let cache = Cache::new(budget, engine.reserve(0)?)?;
-        let verifier = engine.platform().rng.next_u64();
+        let verifier = match planted::is(Fault::VerifierSurvives) {
+            true => u64::MAX,
+            false => engine.platform().rng.next_u64(),
+        };
         let inner = Inner {
             cache: RefCell::new(cache),
             options,

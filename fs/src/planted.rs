@@ -54,6 +54,15 @@ faults! {
     CookieRepeats = "A listing goes on with the entry it ended with.";
     CursorNotStored = "Inode numbers are handed out again after a crash.";
     VerifierUnchanged = "The write verifier stays although writes may be lost.";
+    VerifierSurvives = "The write verifier is the same after a boot.";
+    ReplyForgotten = "NFS runs a repeated call again.";
+    NamesNotAwaited = "NFS answers a change before it is on media.";
+    CommitIgnored = "NFS answers COMMIT without doing anything.";
+    StableForgotten = "NFS writes what must be stable as unstable, and says otherwise.";
+    HandleOfOneBoot = "A boot makes other NFS handles.";
+    FuaIgnored = "NBD writes with FUA as without.";
+    FlushIgnored = "NBD answers FLUSH at once.";
+    TrimNotFlushed = "NBD FLUSH forgets what was trimmed.";
 }
 
 #[cfg(feature = "planted")]

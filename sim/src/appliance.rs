@@ -37,6 +37,7 @@ use moraine_fs::vfs::{Caller, CreateMode, NewNode, SetAttr};
 use moraine_platform::Network;
 use moraine_platform::sync::{Either, either};
 use rpc::Mount;
+pub use scene::Seen;
 use scene::{CELL, Scene, Tap};
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -75,8 +76,8 @@ struct Boot {
     ended: Rc<std::cell::Cell<bool>>,
 }
 
-/// The world of `seed`.
-pub fn appliance_world(seed: u64) -> Result<Tally, String> {
+/// The world of `seed`: what was counted, and what happened.
+pub fn appliance_world(seed: u64) -> Result<(Tally, Seen), String> {
     let store = Moraine::for_seed(seed);
     let images = prepared(&store, seed)?;
     let world = World::with(WorldConfig { record: true, poll_limit: 20_000_000, ..WorldConfig::new(seed) });
@@ -86,12 +87,13 @@ pub fn appliance_world(seed: u64) -> Result<Tally, String> {
         scene: scene.clone(),
         random: world.random("appliance"),
         store: Rc::new(store),
-        cuts: 0,
     };
     world.try_run(play.run(images)).map_err(|stall| stall.to_string())??;
     let promises = scene.promises.borrow();
-    promises::check(&world.trace().events(), &promises)?;
-    Ok(Tally { worlds: 1, steps: scene.steps.get(), cuts: play.cuts, hash: world.trace().hash() })
+    let mut seen = *scene.seen.borrow();
+    seen.promises = promises::check(&world.trace().events(), &promises)? as u64;
+    let tally = Tally { worlds: 1, steps: seen.steps, cuts: seen.cuts, hash: world.trace().hash() };
+    Ok((tally, seen))
 }
 
 /// Disks with a pool that has the volumes and the shared directory.
@@ -126,7 +128,6 @@ struct Play<'w> {
     scene: Rc<Scene>,
     random: Random,
     store: Rc<Moraine>,
-    cuts: u64,
 }
 
 impl Play<'_> {
@@ -302,11 +303,11 @@ impl Play<'_> {
             if self.random.percent(40) && !self.scene.may_fail(self.scene.boot()) {
                 self.stop(&on).await?;
             } else {
-                self.cuts += 1;
+                self.scene.count(|seen| seen.cuts += 1);
                 self.power_off(&on)();
             }
         } else {
-            self.cuts += 1;
+            self.scene.count(|seen| seen.cuts += 1);
         }
         Ok(on.left.take().expect("the power is off"))
     }

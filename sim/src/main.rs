@@ -168,7 +168,7 @@ fn run_on<S: moraine_sim::harness::Store>(
             crash_world(store, seed, profile, shape)
         }
         Kind::Rot => rot_world(store, seed, profile, options.steps.unwrap_or(100)),
-        Kind::Appliance => appliance_world(seed),
+        Kind::Appliance => appliance_world(seed).map(|(tally, _)| tally),
         Kind::Fault(fault) => fault_world(store, seed, profile, fault),
         Kind::Scripts => {
             let report = script(options, seed).enumerate(seed, |plan| {

@@ -14,6 +14,9 @@ use std::task::{Context, Poll, Waker};
 /// The first port given to who asks for any.
 const FIRST_FREE_PORT: u16 = 49_152;
 
+/// A sender waits until this part of the window is free.
+const SILLY_PART: usize = 4;
+
 /// What the network is like. Times are nanoseconds, sizes bytes.
 #[derive(Clone, Debug)]
 pub struct NetConfig {
@@ -242,7 +245,8 @@ impl Stream for End {
         let Some(switch) = self.connection.switch.upgrade() else { return Poll::Ready(Err(NetError::Reset)) };
         let (window, piece_max) = (switch.config.borrow().window, switch.config.borrow().piece_max);
         let room = window.saturating_sub(pipe.used());
-        if room == 0 {
+        // As TCP does, a full stream waits for more than a few bytes of room.
+        if room < (window / SILLY_PART).min(piece_max).max(1) {
             *pipe.writer.borrow_mut() = Some(cx.waker().clone());
             return Poll::Pending;
         }

@@ -16,6 +16,7 @@ use core::hash::Hasher;
 use core::net::IpAddr;
 use core::time::Duration;
 use hashbrown::HashMap;
+use moraine_fs::planted::{self, Fault};
 use moraine_platform::Instant;
 use siphasher::sip::SipHasher13;
 
@@ -148,6 +149,7 @@ impl<T> Cache<T> {
         let Some(Entry::Running { reply_to, keep }) = self.entries.remove(key) else {
             panic!("a call ends exactly once, and running entries are never evicted");
         };
+        let keep = if planted::is(Fault::ReplyForgotten) { Keep::Nothing } else { keep };
         if let (Some(reply), Keep::Reply) = (reply, keep) {
             assert!(reply.len() <= REPLY_MAX, "a reply of {} bytes is not remembered", reply.len());
             self.entries.insert(*key, Entry::Done { reply: reply.into(), at: now });

@@ -14,6 +14,7 @@
 
 use core::hash::Hasher;
 use moraine_fs::FsError;
+use moraine_fs::planted::{self, Fault};
 use moraine_fs::vfs::{ObjectId, PoolInfo};
 use siphasher::sip::SipHasher24;
 
@@ -35,7 +36,11 @@ pub struct Handles {
 impl Handles {
     /// For the pool described by `info`.
     pub fn new(info: &PoolInfo) -> Handles {
-        Handles { pool_id: info.pool_id, key: info.handle_key }
+        let mut key = info.handle_key;
+        if planted::is(Fault::HandleOfOneBoot) {
+            key[0] ^= info.boot_epoch as u8;
+        }
+        Handles { pool_id: info.pool_id, key }
     }
 
     /// The handle of `object`.

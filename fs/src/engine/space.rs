@@ -138,9 +138,13 @@ impl Drop for Hold {
 }
 
 impl Engine {
-    /// Promises `bytes` of space for data, or [`FsError::NoSpace`].
+    /// Promises `bytes` of space for data, or [`FsError::NoSpace`]; with no device left to write to that is
+    /// [`FsError::DeviceWrite`], since no removing would help.
     pub fn reserve(&self, bytes: u64) -> FsResult<SpaceReservation> {
         let buckets = &mut self.inner.state.borrow_mut().buckets;
+        if !buckets.can_grow() {
+            return Err(FsError::DeviceWrite);
+        }
         if buckets.available() < bytes {
             return Err(FsError::NoSpace);
         }
@@ -299,6 +303,8 @@ impl Engine {
                 fruitless = 0;
                 inner.buckets_changed.after(ticket).await;
             } else if !collected || fruitless > FRUITLESS_MAX {
+                // A pool that stopped meanwhile frees nothing, and is not full for that.
+                inner.check_running()?;
                 return Ok(inner.state.borrow().buckets.available() > before);
             }
         }
@@ -406,6 +412,7 @@ impl Inner {
 
     /// Frees buckets, or waits for those that hold them; [`FsError::NoSpace`] when nothing can come of waiting.
     async fn wait_for_buckets(self: &Rc<Self>) -> FsResult<()> {
+        self.check_running()?;
         // Those that are held for good will not come.
         let lost = self.quarantined.borrow().len() as u64;
         if self.mode.get() != Mode::Serving || self.state.borrow().buckets.waiting_for_discard() <= lost {

@@ -169,8 +169,14 @@ impl Buckets {
         m.geometry.usable.saturating_sub(used.max(0) as u64)
     }
 
+    /// Buckets kept for metadata; none where nothing new is put.
     fn metadata_reserve(m: &Member) -> u64 {
-        m.metadata_reserve
+        if m.failed { 0 } else { m.metadata_reserve }
+    }
+
+    /// Whether there is a device left to put something on.
+    pub(crate) fn can_grow(&self) -> bool {
+        self.members.iter().any(|m| !m.failed)
     }
 
     /// Free buckets that are not claimed, of all devices.
@@ -227,7 +233,7 @@ impl Buckets {
                 }
             }
         }
-        self.members.iter().any(|m| !m.failed)
+        self.can_grow()
     }
 
     /// Puts nothing more into a bucket that is being filled.

@@ -145,6 +145,7 @@ impl Nfs {
             match status {
                 IO if self.scene.may_fail(boot) => {
                     failed_in = Some(boot);
+                    self.scene.count(|seen| seen.failures += 1);
                     self.scene.after_failure(boot).await;
                 }
                 JUKEBOX => self.scene.clock.sleep(JUKEBOX_PAUSE).await,
@@ -152,6 +153,7 @@ impl Nfs {
                 status if status != OK && failed_in == Some(boot) => self.scene.another_boot(boot).await,
                 _ => {
                     let repeated = failed_in.is_some() || first_boot != boot;
+                    self.scene.count(|seen| seen.repeated_over_boots += u64::from(first_boot != boot));
                     let body = body.to_vec();
                     return Ok(Told { status, body, since, mark: reply.mark, boot, repeated });
                 }

@@ -61,6 +61,11 @@ impl Cell {
         self.versions.iter_mut().for_each(|version| version.doubtful = true);
     }
 
+    /// Whether a power cut before `boot` has left one of several values.
+    pub(super) fn is_open(&self, boot: u64) -> bool {
+        self.versions.len() > 1 && self.versions[1..].iter().all(|version| version.boot != Some(boot))
+    }
+
     /// It was read, with an answer of `boot`, while no write of it was under way.
     pub(super) fn seen(&mut self, stamp: u64, boot: u64) -> Result<(), String> {
         let last = self.versions.last().expect("a cell always has a value");

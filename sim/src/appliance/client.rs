@@ -115,7 +115,7 @@ impl Client {
             }
             let kind = self.random.below(100);
             self.step(kind).await.map_err(|why| format!("step {step} ({kind}): {why}"))?;
-            self.scene.steps.set(self.scene.steps.get() + 1);
+            self.scene.count(|seen| seen.steps += 1);
         }
         Ok(())
     }

@@ -175,6 +175,7 @@ impl Client {
 
     /// The server has another verifier: what was not on media before is written again.
     async fn write_again(&mut self, file: usize, cells: Vec<(usize, u64)>) -> Result<(), String> {
+        self.scene.count(|seen| seen.written_again += cells.len() as u64);
         let mut writes: Vec<Write> = Vec::new();
         let stable = *self.random.pick(&[UNSTABLE, UNSTABLE, FILE_SYNC]);
         for (cell, stamp) in cells {
@@ -214,6 +215,8 @@ impl Client {
             let seen = if eof { end } else { at + bytes.len() / CELL };
             for cell in at..seen {
                 let stamp = bytes.get((cell - at) * CELL..(cell - at + 1) * CELL).map_or(Ok(0), stamp_of);
+                let decided = u64::from(file.cells[cell].is_open(told.boot));
+                self.scene.count(|seen| seen.decided += decided);
                 let right = stamp.and_then(|stamp| file.cells[cell].seen(stamp, told.boot));
                 right.map_err(|why| format!("file {}, cell {cell} {why}, boot {}", file.fileid, told.boot))?;
             }

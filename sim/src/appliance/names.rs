@@ -64,6 +64,7 @@ impl Client {
             let (handle, attr) = told.made()?;
             return Ok((handle, attr.fileid));
         }
+        self.scene.count(|seen| seen.found_done += 1);
         let (_, found) = self.nfs.lookup(&self.dirs[dir].handle, name).await?;
         let (handle, attr) = found.ok_or(format!("{what} found the name taken, and LOOKUP does not find it"))?;
         Ok((handle, attr.fileid))
@@ -113,6 +114,7 @@ impl Client {
         if done && !told.repeated {
             self.nfs.promise(told, Token::Change, what);
         }
+        self.scene.count(|seen| seen.found_done += u64::from(!done));
         self.dirs[dir].entries.remove(name);
         Ok(())
     }

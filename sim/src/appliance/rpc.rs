@@ -141,6 +141,7 @@ impl Mount {
             let mut again: Vec<u32> =
                 self.calls.borrow().iter().filter(|(_, call)| call.reply.is_none()).map(|(xid, _)| *xid).collect();
             self.random.borrow_mut().shuffle(&mut again);
+            self.scene.count(|seen| seen.repeats += again.len() as u64);
             *self.outbox.borrow_mut() = again.into();
             self.heard.set(clock.now().0);
             let hung_up = self.hang_up.wait();

@@ -14,10 +14,48 @@ use std::time::Duration;
 /// Bytes of a cell: the unit in which clients write and the oracle thinks.
 pub(super) const CELL: usize = 512;
 /// How long a client waits after an answer that says that the server failed, unless it is switched off before.
-const AFTER_FAILURE: Duration = Duration::from_secs(2);
+const AFTER_FAILURE: Duration = Duration::from_secs(20);
 
 /// When the server handed over bytes of a stream: the stream's length then, the mark in the log, the boot.
 type Given = (u64, u64, u64);
+
+/// What happened in worlds, to see that it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Steps of clients.
+    pub steps: u64,
+    /// Times the power was taken away.
+    pub cuts: u64,
+    /// Stable answers proved from the disks' log.
+    pub promises: u64,
+    /// Calls that were sent more than once.
+    pub repeats: u64,
+    /// Calls that an earlier boot had done, or that may have been.
+    pub repeated_over_boots: u64,
+    /// Changes that found, after a boot, that they were done.
+    pub found_done: u64,
+    /// Cells written again because the write verifier was another.
+    pub written_again: u64,
+    /// Answers that said honestly that the disk failed.
+    pub failures: u64,
+    /// Reads that told what a power cut had left of several values.
+    pub decided: u64,
+}
+
+impl Seen {
+    /// Adds another count.
+    pub fn add(&mut self, other: Seen) {
+        self.steps += other.steps;
+        self.cuts += other.cuts;
+        self.promises += other.promises;
+        self.repeats += other.repeats;
+        self.repeated_over_boots += other.repeated_over_boots;
+        self.found_done += other.found_done;
+        self.written_again += other.written_again;
+        self.failures += other.failures;
+        self.decided += other.decided;
+    }
+}
 
 /// The shared state.
 pub(super) struct Scene {
@@ -46,8 +84,8 @@ pub(super) struct Scene {
     pub(super) finale: Cell<bool>,
     /// Clients that looked.
     pub(super) satisfied: Cell<usize>,
-    /// Steps done.
-    pub(super) steps: Cell<u64>,
+    /// What happened so far.
+    pub(super) seen: RefCell<Seen>,
 }
 
 impl Scene {
@@ -68,7 +106,7 @@ impl Scene {
             worked: Cell::new(0),
             finale: Cell::new(false),
             satisfied: Cell::new(0),
-            steps: Cell::new(0),
+            seen: RefCell::default(),
         })
     }
 
@@ -83,6 +121,11 @@ impl Scene {
         let mark = self.mark();
         self.boot_marks.borrow_mut().push(mark);
         self.changed.notify();
+    }
+
+    /// Counts something.
+    pub(super) fn count(&self, what: impl FnOnce(&mut Seen)) {
+        what(&mut self.seen.borrow_mut());
     }
 
     /// A new mark, put into the log.

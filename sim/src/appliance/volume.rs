@@ -189,6 +189,7 @@ impl Disk {
         steps: &mut usize,
     ) -> Result<Ended, String> {
         let again: Vec<u64> = self.asked.keys().copied().collect();
+        self.scene.count(|seen| seen.repeats += again.len() as u64);
         for cookie in again {
             if self.send(stream, cookie).await.is_err() {
                 return Ok(Ended::Lost);
@@ -200,7 +201,7 @@ impl Disk {
                     return Ok(Ended::Done);
                 }
                 *steps -= 1;
-                self.scene.steps.set(self.scene.steps.get() + 1);
+                self.scene.count(|seen| seen.steps += 1);
                 for cookie in self.draw() {
                     if self.send(stream, cookie).await.is_err() {
                         return Ok(Ended::Lost);
@@ -296,6 +297,7 @@ impl Disk {
                 if request.command == FLUSH {
                     self.volume.cells.borrow_mut().iter_mut().for_each(Cell::flush_failed);
                 }
+                self.scene.count(|seen| seen.failures += 1);
                 self.scene.after_failure(boot).await;
                 return Err(Fail::Lost);
             }
@@ -314,9 +316,11 @@ impl Disk {
         match command {
             READ => {
                 for (cell, bytes) in request.cells.zip(data.chunks(CELL)) {
-                    let seen = stamp_of(bytes).and_then(|stamp| all[cell].seen(stamp, boot));
+                    let decided = u64::from(all[cell].is_open(boot));
+                    let right = stamp_of(bytes).and_then(|stamp| all[cell].seen(stamp, boot));
                     let volume = &self.volume.name;
-                    seen.map_err(|why| Fail::Wrong(format!("{volume}, cell {cell} {why}, boot {boot}")))?;
+                    right.map_err(|why| Fail::Wrong(format!("{volume}, cell {cell} {why}, boot {boot}")))?;
+                    self.scene.count(|seen| seen.decided += decided);
                 }
             }
             FLUSH => {

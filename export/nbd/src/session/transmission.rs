@@ -2,6 +2,7 @@
 
 use super::Range;
 use crate::wire::{Command, CommandFlags, Errno, Request, TransmissionFlags};
+use moraine_fs::planted::{self, Fault};
 
 /// The longest READ or WRITE, in bytes. Clients ask 32 MiB without being told so; it is served in pieces.
 pub const REQUEST_LEN_MAX: u32 = 32 << 20;
@@ -120,7 +121,7 @@ impl Terms {
             return Err(Errno::Inval);
         }
         let has = |flag| request.flags.contains(flag);
-        let durability = if has(F::FUA) { Durability::Now } else { Durability::Later };
+        let durability = if has(F::FUA) && !planted::is(Fault::FuaIgnored) { Durability::Now } else { Durability::Later };
         let range = |beyond_end: Errno| {
             let end = request.offset.checked_add(u64::from(request.len));
             let within = end.is_some_and(|end| end <= self.size);

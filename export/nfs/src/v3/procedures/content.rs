@@ -5,6 +5,7 @@ use crate::v3::status::Status;
 use crate::v3::wire::Results;
 use crate::xdr::Encoder;
 use moraine_fs::FsError;
+use moraine_fs::planted::{self, Fault};
 use moraine_fs::vfs::{
     Caller, Change, FILE_SIZE_MAX, FsResult, ObjectId, ReadData, Stability, Vfs, WriteData, Written,
 };
@@ -80,6 +81,11 @@ impl<V: Vfs> Nfs<V> {
             return Err(FsError::TooBig);
         }
         let _act = self.act(object, Mask::WRITE)?;
+        if planted::is(Fault::StableForgotten) {
+            let mut change = self.vfs.write(caller, object, offset, data, Stability::Unstable).await?;
+            change.value.stability = stable;
+            return Ok(change);
+        }
         let change = self.vfs.write(caller, object, offset, data, stable).await?;
         // A client told "no bytes written" writes them again for ever.
         if len > 0 && change.value.count == 0 {
@@ -99,6 +105,10 @@ impl<V: Vfs> Nfs<V> {
         out: &mut Encoder,
     ) -> Result<(), Hold> {
         let object = self.object(object);
+        if planted::is(Fault::CommitIgnored) {
+            out.status(Status::Ok).wcc(None, self.attributes(object).await.as_ref()).u64(self.vfs.write_verifier());
+            return Ok(());
+        }
         let result = async { self.durably(self.vfs.commit(object?, offset, count.into()).await).await }.await;
         match result {
             Ok(change) => {
