@@ -7,6 +7,7 @@
 //! `LONG=1 cargo test --features moraine-sim/planted --test planted -- --nocapture`; `FAULT=Name` hunts one, and shows how.
 
 use moraine_fs::planted::{Fault, plant};
+use moraine_sim::appliance::appliance_world;
 use moraine_sim::crowd::{crowd_world, tangle_world};
 use moraine_sim::fault::{self, fault_world};
 use moraine_sim::generate::Profile;
@@ -31,6 +32,7 @@ enum Hunt {
     LostWrites,
     SlowReader,
     SlowLoad,
+    Appliance,
     Disk(fault::Fault),
 }
 
@@ -47,6 +49,7 @@ impl Hunt {
             Hunt::Police => 30,
             Hunt::LostWrites => 4,
             Hunt::SlowReader | Hunt::SlowLoad => 20,
+            Hunt::Appliance => 150,
             Hunt::Disk(fault::Fault::Flush | fault::Fault::Command | fault::Fault::Vanish) => 100,
             Hunt::Disk(fault::Fault::Slow) => 40,
             Hunt::Disk(_) => 80,
@@ -65,6 +68,7 @@ impl Hunt {
             Hunt::FullCrowd => crowd_world(&fs, seed, profile, 3, 60),
             Hunt::Tangle => tangle_world(&fs, seed, 4, 60),
             Hunt::Crash | Hunt::FullCrash => crash_world(&fs, seed, profile, CrashShape::default()),
+            Hunt::Appliance => return appliance_world(seed).map(|_| ()),
             Hunt::Police => return patrol(seed).map(|_| ()),
             Hunt::LostWrites => return lost_writes(seed).map(|_| ()),
             Hunt::SlowReader => return reader_of_overwritten(seed),
@@ -123,6 +127,8 @@ fn hunts(fault: Fault) -> Vec<Hunt> {
         ReaderNotHeld => &[SlowReader],
         LoadOverwritesNewer => &[SlowLoad],
         VerifierUnchanged => &[Disk(fault::Fault::Flush)],
+        VerifierSurvives | ReplyForgotten | NamesNotAwaited | CommitIgnored | StableForgotten => &[Appliance],
+        HandleOfOneBoot | FuaIgnored | FlushIgnored | TrimNotFlushed => &[Appliance],
         BucketReusedEarly => &[FullCrash, FullCrowd, Crash, Crowd],
         PageCleanedEarly | InFlightIgnored | OldWriteBackWins => &[Crash, Crowd],
         FlushSkipped | FuaForgotten | PreflushSkipped | EarlyAcknowledgement | DataNotFlushed => {

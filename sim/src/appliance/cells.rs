@@ -6,7 +6,7 @@
 struct Version {
     /// What fills the cell; 0 are zeroes.
     stamp: u64,
-    /// The mark before it was sent.
+    /// The mark before it was sent, which tells it from others: two may both be zeroes.
     since: u64,
     /// The boot that answered; none did yet, or an earlier one than the oracle cares for.
     boot: Option<u64>,
@@ -31,24 +31,24 @@ impl Cell {
         self.versions.push(Version { stamp, since, boot: None, doubtful: false });
     }
 
-    /// The last write was answered by `boot`.
-    pub(super) fn answered(&mut self, stamp: u64, boot: u64) {
+    /// The last write, sent after the mark `since`, was answered by `boot`.
+    pub(super) fn answered(&mut self, since: u64, boot: u64) {
         let last = self.versions.last_mut().expect("a cell always has a value");
-        assert_eq!(last.stamp, stamp, "writes of one cell come one after the other");
+        assert_eq!(last.since, since, "writes of one cell come one after the other");
         last.boot = Some(boot);
     }
 
-    /// This value of it is on media: nothing older comes back. Whether it was not known to be before.
-    pub(super) fn stable(&mut self, stamp: u64) -> bool {
-        let at = self.versions.iter().rposition(|version| version.stamp == stamp).unwrap_or(0);
+    /// What it was given after the mark `since` is on media: nothing older comes back. Whether that is news.
+    pub(super) fn stable(&mut self, since: u64) -> bool {
+        let at = self.versions.iter().position(|version| version.since == since).unwrap_or(0);
         self.versions.drain(..at);
         at > 0
     }
 
-    /// The newest value answered by `boot` that is not known to be stable.
+    /// The newest value answered by `boot` that is not known to be stable, by the mark before it was sent.
     pub(super) fn loose_in(&self, boot: u64) -> Option<u64> {
         let newer = &self.versions[1..];
-        newer.iter().rfind(|v| v.boot == Some(boot) && !v.doubtful).map(|v| v.stamp)
+        newer.iter().rfind(|v| v.boot == Some(boot) && !v.doubtful).map(|v| v.since)
     }
 
     /// The last stable value and all that may have taken its place by now, and the mark before the first was sent.
@@ -178,12 +178,12 @@ mod tests {
     fn a_cell_holds_the_last_write_of_its_boot_and_any_loose_one_after_a_cut() {
         let mut cell = Cell::new();
         for stamp in [1, 2, 3] {
-            cell.sent(stamp, 0);
-            cell.answered(stamp, 0);
+            cell.sent(stamp, stamp * 10);
+            cell.answered(stamp * 10, 0);
         }
         assert!(cell.clone().seen(2, 0).is_err());
         assert!(cell.seen(3, 0).is_ok());
-        assert!(cell.stable(2));
+        assert!(cell.stable(20));
         assert!(cell.clone().seen(1, 1).is_err(), "older than what is stable");
         assert!(cell.seen(2, 1).is_ok());
         assert!(cell.seen(3, 1).is_err(), "once seen in a boot, that is what it is");

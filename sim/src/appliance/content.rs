@@ -22,6 +22,8 @@ struct Write {
     cells: Range<usize>,
     stamps: Vec<u64>,
     stable: u32,
+    /// The mark before it was sent.
+    since: u64,
 }
 
 /// A part of it that was answered.
@@ -55,19 +57,19 @@ impl Client {
             }
             let stable = *self.random.pick(&[UNSTABLE, UNSTABLE, UNSTABLE, DATA_SYNC, FILE_SYNC]);
             let stamps = self.new_cells(cells.len());
-            writes.push(Write { file, cells, stamps, stable });
+            writes.push(Write { file, cells, stamps, stable, since: 0 });
         }
         self.write_all(writes).await
     }
 
     /// Sends writes at once, and notes what their answers say.
-    async fn write_all(&mut self, writes: Vec<Write>) -> Result<(), String> {
-        let since = self.scene.mark();
-        for write in &writes {
+    async fn write_all(&mut self, mut writes: Vec<Write>) -> Result<(), String> {
+        for write in &mut writes {
+            write.since = self.scene.mark();
             let file = &mut self.files[write.file];
             file.sizes.write_sent((write.cells.end * CELL) as u64);
             for (cell, stamp) in write.cells.clone().zip(&write.stamps) {
-                file.cells[cell].sent(*stamp, since);
+                file.cells[cell].sent(*stamp, write.since);
             }
         }
         let answers: Vec<_> = writes.iter().map(|_| std::cell::RefCell::new(Ok(Vec::new()))).collect();
@@ -110,16 +112,16 @@ impl Client {
     fn written(&mut self, write: &Write, part: &Part) -> Result<(), String> {
         let stable = part.committed > UNSTABLE;
         let what = if part.committed == FILE_SYNC { "WRITE, FILE_SYNC" } else { "WRITE, DATA_SYNC" };
-        let (since, boot) = (part.told.since, part.told.boot);
+        let (since, boot) = (write.since, part.told.boot);
         let file = &mut self.files[write.file];
         file.sizes.written((part.cells.end * CELL) as u64, stable, boot);
         let mut promised = Vec::new();
         for cell in part.cells.clone() {
             let stamp = write.stamps[cell - write.cells.start];
-            file.cells[cell].answered(stamp, boot);
+            file.cells[cell].answered(since, boot);
             match stable {
                 true => {
-                    file.cells[cell].stable(stamp);
+                    file.cells[cell].stable(since);
                     file.loose.remove(&cell);
                     promised.push(stamp);
                 }
@@ -163,7 +165,7 @@ impl Client {
             if loose.boot != told.boot {
                 return Err(String::from("a COMMIT has the verifier of another boot"));
             }
-            file.cells[cell].stable(loose.stamp);
+            file.cells[cell].stable(loose.since);
             promised.push(loose);
         }
         if file.loose.is_empty() && again.is_empty() {
@@ -184,7 +186,7 @@ impl Client {
                     write.cells.end += 1;
                     write.stamps.push(stamp);
                 }
-                None => writes.push(Write { file, cells: cell..cell + 1, stamps: vec![stamp], stable }),
+                None => writes.push(Write { file, cells: cell..cell + 1, stamps: vec![stamp], stable, since: 0 }),
             }
         }
         self.write_all(writes).await
@@ -240,8 +242,8 @@ impl Client {
         let file = &mut self.files[number];
         file.sizes.set(size, told.boot);
         for cell in &mut file.cells[cells..] {
-            cell.answered(0, told.boot);
-            cell.stable(0);
+            cell.answered(since, told.boot);
+            cell.stable(since);
         }
         if !told.repeated {
             self.nfs.promise(&told, Token::Change, "SETATTR of a size");

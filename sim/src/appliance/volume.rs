@@ -57,7 +57,7 @@ struct Request {
     cells: Range<usize>,
     stamps: Vec<u64>,
     since: u64,
-    /// What a flush covers, as of when it was sent, by which boot: cells with their stamps.
+    /// What a flush covers, as of when it was sent, by which boot: cells with the marks of what they held.
     covers: (u64, Vec<(usize, u64)>),
 }
 
@@ -325,8 +325,8 @@ impl Disk {
             }
             FLUSH => {
                 let (sent_in, covers) = request.covers;
-                for (cell, stamp) in covers.into_iter().filter(|_| sent_in == boot) {
-                    if !all[cell].stable(stamp) {
+                for (cell, since) in covers.into_iter().filter(|_| sent_in == boot) {
+                    if !all[cell].stable(since) {
                         continue;
                     }
                     // What was written after the flush was sent may be what it found. Zeroes cannot be told.
@@ -339,11 +339,11 @@ impl Disk {
             }
             _ => {
                 for (cell, stamp) in request.cells.zip(request.stamps) {
-                    all[cell].answered(stamp, boot);
+                    all[cell].answered(request.since, boot);
                     if request.flags & FUA == 0 {
                         continue;
                     }
-                    all[cell].stable(stamp);
+                    all[cell].stable(request.since);
                     if stamp != 0 {
                         self.scene.promise(vec![Token::Cell(stamp)], request.since, mark, boot, "NBD FUA");
                     }
