@@ -62,7 +62,6 @@ faults! {
     HandleOfOneBoot = "A boot makes other NFS handles.";
     FuaIgnored = "NBD writes with FUA as without.";
     FlushIgnored = "NBD answers FLUSH at once.";
-    TrimNotFlushed = "NBD FLUSH forgets what was trimmed.";
 }
 
 #[cfg(feature = "planted")]

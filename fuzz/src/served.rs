@@ -46,7 +46,7 @@ pub fn with_server(config: WorldConfig, client: impl AsyncFnOnce(&Served<'_>)) {
     let inside = &world;
     let platform = world.platform();
     let (ours, theirs) = (world.switch().host(SERVER), world.switch().host(CLIENT));
-    // A small window that is always full would carry a byte at a time: nobody avoids silly windows in a simulated stream.
+    // So large that it is seldom full.
     world.switch().configure(NetConfig { window: WINDOW, ..NetConfig::default() });
     let ended = world.try_run(async move {
         let model = Rc::new(Model::new(platform.clock.clone(), platform.rng.clone()));

@@ -111,7 +111,9 @@ fn prepared(store: &Moraine, seed: u64) -> Result<Vec<Image>, String> {
         let size = Some((CONNECTIONS * PART * CELL) as u64);
         let set = SetAttr { mode: Some(0o644), size, ..SetAttr::default() };
         for n in 0..VOLUMES {
-            fs.create(&root, folder, volume_name(n).as_bytes(), CreateMode::Guarded, &set).await.map_err(text)?;
+            fs.create(&root, folder, volume_name(n).as_bytes(), CreateMode::Guarded, &set)
+                .await
+                .map_err(text)?;
         }
         store.unmount(fs).await
     })?;
@@ -143,7 +145,8 @@ impl Play<'_> {
         let cuts = self.random.below(CUTS + 1);
         for _ in 0..cuts {
             let machine = self.power_on(images, true);
-            let worked = either(self.until(&machine, clients), self.world.platform().clock.sleep(BOOT_MAX)).await;
+            let worked =
+                either(self.until(&machine, clients), self.world.platform().clock.sleep(BOOT_MAX)).await;
             images = match worked {
                 Either::First(result) => {
                     result?;
@@ -256,7 +259,7 @@ impl Play<'_> {
         let network = Rc::new(Tap { network, scene: self.scene.clone() });
         let (scene, store, platform) = (self.scene.clone(), self.store.clone(), on.machine.platform());
         let (disks, stop, ended) = (on.disks.clone(), on.stop.clone(), on.ended.clone());
-                let serve = async move {
+        let serve = async move {
             let served = async {
                 let fs = store.mount(&platform, &devices(&disks)).await?.fs;
                 if let Some((fault, mut random)) = fault {

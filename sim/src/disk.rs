@@ -219,7 +219,9 @@ impl SimDisk {
         deliver: impl FnOnce(Result<(), IoError>) + 'static,
     ) {
         let power = self.power.clone();
-        let Some(world) = self.world.upgrade().filter(|world| world.is_alive() && power.get()) else { return };
+        let Some(world) = self.world.upgrade().filter(|world| world.is_alive() && power.get()) else {
+            return;
+        };
         let id = world.trace().submit(self.index, world.now_ns(), &command);
         let (low, high) = match command {
             Command::Flush => self.config.flush_ns,

@@ -99,6 +99,9 @@ struct Task {
     waker: Arc<TaskWaker>,
 }
 
+/// What happens at a number of device commands.
+type Fuse = (u64, Box<dyn FnOnce()>);
+
 enum Happening {
     Wake(Waker),
     Call(Box<dyn FnOnce()>),
@@ -120,7 +123,7 @@ pub(crate) struct Inner {
     polls: Cell<u64>,
     disks: RefCell<Vec<Rc<SimDisk>>>,
     switch: RefCell<Option<Rc<Switch>>>,
-    fuse: RefCell<Option<(u64, Box<dyn FnOnce()>)>>,
+    fuse: RefCell<Option<Fuse>>,
     trace: Trace,
 }
 
@@ -408,7 +411,12 @@ impl Inner {
     }
 
     /// Plugs in a disk that has power as long as `power` says so.
-    pub(crate) fn plug(self: &Rc<Self>, image: Image, config: DiskConfig, power: Rc<Cell<bool>>) -> Rc<SimDisk> {
+    pub(crate) fn plug(
+        self: &Rc<Self>,
+        image: Image,
+        config: DiskConfig,
+        power: Rc<Cell<bool>>,
+    ) -> Rc<SimDisk> {
         let mut disks = self.disks.borrow_mut();
         let disk = Rc::new(SimDisk::new(self, disks.len(), image, config, power));
         disks.push(disk.clone());

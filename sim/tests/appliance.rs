@@ -12,7 +12,7 @@ fn range() -> Range<u64> {
         let (from, to) = text.split_once("..")?;
         Some(from.parse().ok()?..to.parse().ok()?)
     });
-    given.unwrap_or(0..60)
+    given.unwrap_or(0..150)
 }
 
 #[test]
@@ -22,6 +22,9 @@ fn what_each_protocol_called_stable_survives() {
             eprintln!("{} {room}: {text}", level.name());
         }
     });
+    if std::env::var("LOG").is_ok() {
+        moraine_platform::log::set_level(moraine_platform::log::Level::Debug);
+    }
     let (mut total, mut seen) = (Tally::default(), Seen::default());
     for seed in range() {
         match appliance_world(seed) {
@@ -33,6 +36,12 @@ fn what_each_protocol_called_stable_survives() {
         }
     }
     println!("{} worlds: {seen:?}", total.worlds);
+    // What the worlds are for happens in them.
+    if std::env::var("SEEDS").is_err() {
+        assert!(seen.cuts > 100 && seen.promises > 100_000 && seen.failures > 100, "{seen:?}");
+        assert!(seen.repeats > 1000 && seen.repeated_over_boots > 100 && seen.found_done > 5, "{seen:?}");
+        assert!(seen.written_again > 100 && seen.decided > 1000, "{seen:?}");
+    }
 }
 
 #[test]

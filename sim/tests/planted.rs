@@ -115,6 +115,14 @@ const FOUND: &[(Fault, Hunt, u64)] = &[
     (Fault::CookieRepeats, Hunt::Lockstep, 0),
     (Fault::CursorNotStored, Hunt::Crash, 0),
     (Fault::VerifierUnchanged, Hunt::Disk(fault::Fault::Flush), 42),
+    (Fault::VerifierSurvives, Hunt::Appliance, 0),
+    (Fault::ReplyForgotten, Hunt::Appliance, 33),
+    (Fault::NamesNotAwaited, Hunt::Appliance, 0),
+    (Fault::CommitIgnored, Hunt::Appliance, 0),
+    (Fault::StableForgotten, Hunt::Appliance, 0),
+    (Fault::HandleOfOneBoot, Hunt::Appliance, 0),
+    (Fault::FuaIgnored, Hunt::Appliance, 0),
+    (Fault::FlushIgnored, Hunt::Appliance, 0),
 ];
 
 /// Where the long form looks for a fault, the likeliest first.
@@ -128,7 +136,7 @@ fn hunts(fault: Fault) -> Vec<Hunt> {
         LoadOverwritesNewer => &[SlowLoad],
         VerifierUnchanged => &[Disk(fault::Fault::Flush)],
         VerifierSurvives | ReplyForgotten | NamesNotAwaited | CommitIgnored | StableForgotten => &[Appliance],
-        HandleOfOneBoot | FuaIgnored | FlushIgnored | TrimNotFlushed => &[Appliance],
+        HandleOfOneBoot | FuaIgnored | FlushIgnored => &[Appliance],
         BucketReusedEarly => &[FullCrash, FullCrowd, Crash, Crowd],
         PageCleanedEarly | InFlightIgnored | OldWriteBackWins => &[Crash, Crowd],
         FlushSkipped | FuaForgotten | PreflushSkipped | EarlyAcknowledgement | DataNotFlushed => {

@@ -101,7 +101,8 @@ impl Told {
 
 fn attr(d: &mut Decoder<'_>) -> Result<Attr, Malformed> {
     let (kind, mode, nlink) = (d.u32()?, d.u32()?, d.u32()?);
-    let (_uid, _gid, size, _used, _rdev, _fsid) = (d.u32()?, d.u32()?, d.u64()?, d.u64()?, d.u64()?, d.u64()?);
+    let (_uid, _gid, size, _used, _rdev, _fsid) =
+        (d.u32()?, d.u32()?, d.u64()?, d.u64()?, d.u64()?, d.u64()?);
     let fileid = d.u64()?;
     let _times = (d.u64()?, d.u64()?, d.u64()?);
     Ok(Attr { kind, mode, nlink, size, fileid })
@@ -187,7 +188,12 @@ impl Nfs {
         Ok((told, attr))
     }
 
-    pub(super) async fn setattr(&self, handle: &[u8], mode: Option<u32>, size: Option<u64>) -> Result<Told, String> {
+    pub(super) async fn setattr(
+        &self,
+        handle: &[u8],
+        mode: Option<u32>,
+        size: Option<u64>,
+    ) -> Result<Told, String> {
         let mut e = Encoder::default();
         e.opaque(handle);
         sattr(&mut e, mode, size);
@@ -195,7 +201,11 @@ impl Nfs {
         self.ask(Procedure::SetAttr, e).await
     }
 
-    pub(super) async fn lookup(&self, dir: &[u8], name: &[u8]) -> Result<(Told, Option<(Handle, Attr)>), String> {
+    pub(super) async fn lookup(
+        &self,
+        dir: &[u8],
+        name: &[u8],
+    ) -> Result<(Told, Option<(Handle, Attr)>), String> {
         let mut e = Encoder::default();
         e.opaque(dir).opaque(name);
         let told = self.ask(Procedure::Lookup, e).await?;
@@ -276,7 +286,13 @@ impl Nfs {
         Ok((told, verifier))
     }
 
-    pub(super) async fn create(&self, dir: &[u8], name: &[u8], how: Create, mode: u32) -> Result<Told, String> {
+    pub(super) async fn create(
+        &self,
+        dir: &[u8],
+        name: &[u8],
+        how: Create,
+        mode: u32,
+    ) -> Result<Told, String> {
         let mut e = Encoder::default();
         e.opaque(dir).opaque(name);
         match how {

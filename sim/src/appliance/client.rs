@@ -169,7 +169,14 @@ impl Client {
     }
 
     /// A file that is new and on media.
-    pub(super) fn add_file(&mut self, dir: usize, name: Vec<u8>, handle: Handle, mode: u32, seen: (u64, u64)) {
+    pub(super) fn add_file(
+        &mut self,
+        dir: usize,
+        name: Vec<u8>,
+        handle: Handle,
+        mode: u32,
+        seen: (u64, u64),
+    ) {
         let (fileid, boot) = seen;
         let cells = vec![Cell::new(); self.file_cells];
         let (sizes, loose) = (Sizes::new(boot), BTreeMap::new());
@@ -199,7 +206,10 @@ impl Client {
             let (handle, fileid, kind) = self.identity(self.dirs[dir].entries[&entry.name]);
             let named = entry.attr.is_none_or(|attr| (attr.fileid, attr.kind) == (fileid, kind));
             if entry.fileid != fileid || !named || entry.handle.as_ref().is_some_and(|h| *h != handle) {
-                return Err(format!("in a listing, {} is another object", String::from_utf8_lossy(&entry.name)));
+                return Err(format!(
+                    "in a listing, {} is another object",
+                    String::from_utf8_lossy(&entry.name)
+                ));
             }
         }
         Ok(())

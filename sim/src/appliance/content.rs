@@ -40,7 +40,8 @@ impl Client {
         let count = 1 + self.random.index(most.min(self.file_cells));
         // Mostly near the front, so that writes meet.
         let room = self.file_cells - count + 1;
-        let first = if self.random.percent(70) { self.random.index(room.min(24)) } else { self.random.index(room) };
+        let first =
+            if self.random.percent(70) { self.random.index(room.min(24)) } else { self.random.index(room) };
         first..first + count
     }
 
@@ -136,8 +137,9 @@ impl Client {
 
     /// COMMIT of a whole file or a part of it.
     pub(super) async fn commit_some(&mut self) -> Result<(), String> {
-        let with_loose: Vec<usize> =
-            (0..self.files.len()).filter(|n| self.files[*n].nlink > 0 && !self.files[*n].loose.is_empty()).collect();
+        let with_loose: Vec<usize> = (0..self.files.len())
+            .filter(|n| self.files[*n].nlink > 0 && !self.files[*n].loose.is_empty())
+            .collect();
         if with_loose.is_empty() {
             return self.write_some().await;
         }
@@ -151,7 +153,8 @@ impl Client {
 
     async fn commit(&mut self, number: usize, range: Option<Range<usize>>) -> Result<(), String> {
         let handle = self.files[number].handle.clone();
-        let (offset, count) = range.as_ref().map_or((0, 0), |r| ((r.start * CELL) as u64, (r.len() * CELL) as u32));
+        let (offset, count) =
+            range.as_ref().map_or((0, 0), |r| ((r.start * CELL) as u64, (r.len() * CELL) as u32));
         let (told, verifier) = self.nfs.commit(&handle, offset, count).await?;
         let file = &mut self.files[number];
         let covered = range.clone().unwrap_or(0..self.file_cells);
@@ -186,7 +189,9 @@ impl Client {
                     write.cells.end += 1;
                     write.stamps.push(stamp);
                 }
-                None => writes.push(Write { file, cells: cell..cell + 1, stamps: vec![stamp], stable, since: 0 }),
+                None => {
+                    writes.push(Write { file, cells: cell..cell + 1, stamps: vec![stamp], stable, since: 0 })
+                }
             }
         }
         self.write_all(writes).await
@@ -200,7 +205,12 @@ impl Client {
     }
 
     /// Reads so many cells, in as many calls as the server likes, and sees whether they hold what they may.
-    pub(super) async fn look_at_content(&mut self, number: usize, first: usize, count: usize) -> Result<(), String> {
+    pub(super) async fn look_at_content(
+        &mut self,
+        number: usize,
+        first: usize,
+        count: usize,
+    ) -> Result<(), String> {
         let (mut at, end) = (first, first + count);
         while at < end {
             let handle = self.files[number].handle.clone();
@@ -211,7 +221,11 @@ impl Client {
             let left = attr.size.saturating_sub(offset);
             let ends = left <= bytes.len() as u64;
             if bytes.len() as u64 > left || eof != ends || !bytes.len().is_multiple_of(CELL) {
-                return Err(format!("READ gave {} bytes at {offset} of {}, end {eof}", bytes.len(), attr.size));
+                return Err(format!(
+                    "READ gave {} bytes at {offset} of {}, end {eof}",
+                    bytes.len(),
+                    attr.size
+                ));
             }
             // Behind the end there is what a longer file would show there: nothing.
             let seen = if eof { end } else { at + bytes.len() / CELL };
@@ -220,7 +234,8 @@ impl Client {
                 let decided = u64::from(file.cells[cell].is_open(told.boot));
                 self.scene.count(|seen| seen.decided += decided);
                 let right = stamp.and_then(|stamp| file.cells[cell].seen(stamp, told.boot));
-                right.map_err(|why| format!("file {}, cell {cell} {why}, boot {}", file.fileid, told.boot))?;
+                right
+                    .map_err(|why| format!("file {}, cell {cell} {why}, boot {}", file.fileid, told.boot))?;
             }
             at = seen;
         }

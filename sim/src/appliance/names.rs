@@ -13,7 +13,9 @@ const DIRS: usize = 5;
 impl Client {
     /// CREATE of any kind, of a new name or one that is there.
     pub(super) async fn create(&mut self) -> Result<(), String> {
-        if self.random.percent(15) && let Some((dir, name, _)) = self.some_entry(|node| matches!(node, Node::File(_))) {
+        if self.random.percent(15)
+            && let Some((dir, name, _)) = self.some_entry(|node| matches!(node, Node::File(_)))
+        {
             // A name that is taken.
             let (how, status) = *self.random.pick(&[
                 (Create::Guarded, EXIST),
@@ -66,7 +68,8 @@ impl Client {
         }
         self.scene.count(|seen| seen.found_done += 1);
         let (_, found) = self.nfs.lookup(&self.dirs[dir].handle, name).await?;
-        let (handle, attr) = found.ok_or(format!("{what} found the name taken, and LOOKUP does not find it"))?;
+        let (handle, attr) =
+            found.ok_or(format!("{what} found the name taken, and LOOKUP does not find it"))?;
         Ok((handle, attr.fileid))
     }
 

@@ -138,8 +138,13 @@ impl Mount {
                 continue;
             };
             // All that has no answer goes out again, in any order.
-            let mut again: Vec<u32> =
-                self.calls.borrow().iter().filter(|(_, call)| call.reply.is_none()).map(|(xid, _)| *xid).collect();
+            let mut again: Vec<u32> = self
+                .calls
+                .borrow()
+                .iter()
+                .filter(|(_, call)| call.reply.is_none())
+                .map(|(xid, _)| *xid)
+                .collect();
             self.random.borrow_mut().shuffle(&mut again);
             self.scene.count(|seen| seen.repeats += again.len() as u64);
             *self.outbox.borrow_mut() = again.into();

@@ -144,7 +144,14 @@ impl Scene {
 
     /// Notes that an answer, which left with the mark `answered` in `boot`, promised that one of `tokens`, handed over
     /// after the mark `since`, is on media. What an earlier boot did with it proves nothing.
-    pub(super) fn promise(&self, tokens: Vec<Token>, since: u64, answered: u64, boot: u64, what: &'static str) {
+    pub(super) fn promise(
+        &self,
+        tokens: Vec<Token>,
+        since: u64,
+        answered: u64,
+        boot: u64,
+        what: &'static str,
+    ) {
         let since = since.max(self.boot_marks.borrow()[boot as usize]);
         self.promises.borrow_mut().push(Promise { tokens, since, answered, what });
     }

@@ -116,7 +116,8 @@ impl Disk {
     /// Connects until everything is done.
     async fn serve(&mut self, steps: &mut usize) -> Result<(), String> {
         loop {
-            let connected = either(self.network.connect(self.server), self.scene.clock.sleep(CONNECT_MAX)).await;
+            let connected =
+                either(self.network.connect(self.server), self.scene.clock.sleep(CONNECT_MAX)).await;
             if let Either::First(Ok(stream)) = connected {
                 let incoming = Incoming::new(stream.clone());
                 let session = async {
@@ -161,16 +162,22 @@ impl Disk {
                 match kind {
                     ACK => return Ok(()),
                     INFO => {
-                        let size = info.get(2..10).map(|size| u64::from_be_bytes(size.try_into().expect("eight bytes")));
+                        let size = info
+                            .get(2..10)
+                            .map(|size| u64::from_be_bytes(size.try_into().expect("eight bytes")));
                         let expected = (self.volume.cells.borrow().len() * CELL) as u64;
                         if info.starts_with(&[0, 0]) && size != Some(expected) {
-                            return Err(Fail::Wrong(format!("the volume has {size:?} bytes, not {expected}")));
+                            return Err(Fail::Wrong(format!(
+                                "the volume has {size:?} bytes, not {expected}"
+                            )));
                         }
                     }
                     // Policy and shutdown: not now.
                     0x8000_0002 | 0x8000_0007 => return Err(Fail::Lost),
                     // What a failing disk answers to a lookup.
-                    kind if kind >> 31 == 1 && self.scene.may_fail(self.scene.boot()) => return Err(Fail::Lost),
+                    kind if kind >> 31 == 1 && self.scene.may_fail(self.scene.boot()) => {
+                        return Err(Fail::Lost);
+                    }
                     kind => return Err(Fail::Wrong(format!("GO is answered by {kind:x}"))),
                 }
             }
@@ -303,7 +310,10 @@ impl Disk {
             }
             error => {
                 let request = &self.asked[&cookie];
-                return Err(Fail::Wrong(format!("{} of {:?}: error {error}", request.command, request.cells)));
+                return Err(Fail::Wrong(format!(
+                    "{} of {:?}: error {error}",
+                    request.command, request.cells
+                )));
             }
         }
         let command = self.asked[&cookie].command;

@@ -7,7 +7,6 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use moraine_fs::FsError;
 use moraine_fs::Vfs;
-use moraine_fs::planted::{self, Fault};
 use moraine_fs::vfs::{Attr, Caller, FsResult, Kind, NAME_MAX, ObjectId, Seq, WithAttributes};
 use moraine_platform::sync::Event;
 
@@ -124,9 +123,6 @@ impl Volume {
 
     /// A change other than a write has returned.
     pub(crate) fn changed(&self, seq: Seq) {
-        if planted::is(Fault::TrimNotFlushed) {
-            return;
-        }
         self.latest.set(self.latest.get().max(seq));
     }
 

@@ -121,7 +121,8 @@ impl Terms {
             return Err(Errno::Inval);
         }
         let has = |flag| request.flags.contains(flag);
-        let durability = if has(F::FUA) && !planted::is(Fault::FuaIgnored) { Durability::Now } else { Durability::Later };
+        let durability =
+            if has(F::FUA) && !planted::is(Fault::FuaIgnored) { Durability::Now } else { Durability::Later };
         let range = |beyond_end: Errno| {
             let end = request.offset.checked_add(u64::from(request.len));
             let within = end.is_some_and(|end| end <= self.size);

@@ -106,7 +106,9 @@ impl<V: Vfs> Nfs<V> {
     ) -> Result<(), Hold> {
         let object = self.object(object);
         if planted::is(Fault::CommitIgnored) {
-            out.status(Status::Ok).wcc(None, self.attributes(object).await.as_ref()).u64(self.vfs.write_verifier());
+            out.status(Status::Ok)
+                .wcc(None, self.attributes(object).await.as_ref())
+                .u64(self.vfs.write_verifier());
             return Ok(());
         }
         let result = async { self.durably(self.vfs.commit(object?, offset, count.into()).await).await }.await;
