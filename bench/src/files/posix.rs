@@ -99,7 +99,7 @@ impl Files for Posix {
     }
 
     fn sync(&mut self) {
-        rustix::fs::syncfs(&File::open(&self.dir).unwrap()).unwrap();
+        rustix::fs::syncfs(File::open(&self.dir).unwrap()).unwrap();
     }
 }
 
