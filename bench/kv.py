@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 
-from report import ROOT, figure, table
+from report import ROOT, figure, rounds, table
 
 BINARY = os.path.join(ROOT, "target/release/moraine-bench")
 ENGINES = ["moraine", "redb", "lmdb", "rocksdb", "wal"]
@@ -53,7 +53,7 @@ def rounds_of_kv(options):
     """engine -> phase -> list of rows, a row being a dict of the printed columns."""
     rows = collections.defaultdict(lambda: collections.defaultdict(list))
     with LoopDisk(12) as disk:
-        for number in range(options.rounds):
+        for number in rounds(options):
             for engine in ENGINES:
                 print(f"round {number + 1}: {engine}", file=sys.stderr)
                 text = call(BINARY, "kv", engine, disk.path, "--entries", str(options.entries), "--commits",
@@ -102,7 +102,7 @@ def report(options):
     size = [["stored, MB", *(last(e, "stored_MB") for e in ENGINES)],
             ["peak memory, MiB", *(last(e, "peak_MiB") for e in ENGINES)]]
     parts = [
-        f"{options.entries} entries of 64 bytes, {options.rounds} rounds, medians. Stores on ext4 on a loop device in memory.",
+        f"{options.entries} entries of 64 bytes, {len(rows['moraine']['load'])} rounds, medians. Stores on ext4 on a loop device in memory.",
         "Processor time of all threads, µs an operation:\n\n" + table(["phase", *ENGINES], cpu),
         "Bytes that reached the device for each byte of entries:\n\n" + table(["phase", *ENGINES], written),
         table(["at the end", *ENGINES], size),

@@ -1,5 +1,6 @@
 """Tables, and where they stand in docs/performance.md."""
 import os
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REPORT = os.path.join(ROOT, "docs/performance.md")
@@ -12,6 +13,15 @@ def table(head, rows):
 
 def figure(value):
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def rounds(options, wanted=None):
+    """Numbers of rounds: as many as wanted, and after the first no more once the section's minutes are over. Only whole rounds
+    count, so the last one may end later."""
+    for number in range(options.rounds if wanted is None else wanted):
+        if number and options.deadline and time.monotonic() > options.deadline:
+            return
+        yield number
 
 
 def write_report(name, text):

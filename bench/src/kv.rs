@@ -10,6 +10,7 @@ mod rocksdb;
 mod wal;
 
 use crate::meter::{self, Meter};
+use crate::random::Random;
 use std::path::{Path, PathBuf};
 
 /// Bytes of an entry that a user counts, key and value.
@@ -86,29 +87,12 @@ fn open(name: &str, dir: &Path, cache_bytes: usize) -> Box<dyn Store> {
     }
 }
 
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+fn random_value(random: &mut Random) -> Value {
+    let mut value = [0; VALUE_BYTES];
+    for part in value.chunks_mut(8) {
+        part.copy_from_slice(&random.next().to_le_bytes()[..part.len()]);
     }
-
-    fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
-    }
-
-    fn value(&mut self) -> Value {
-        let mut value = [0; VALUE_BYTES];
-        for part in value.chunks_mut(8) {
-            part.copy_from_slice(&self.next().to_le_bytes()[..part.len()]);
-        }
-        value
-    }
+    value
 }
 
 fn key(inode: u64, offset: u64) -> Key {
@@ -191,14 +175,15 @@ fn phases(run: &Run<'_>, mut store: Box<dyn Store>) {
     let mut sum = 0_u64;
     run.phase("load", || {
         let mut random = Random(1);
-        store.load(&mut (0..n).map(|i| (loaded_key(i), random.value())));
+        store.load(&mut (0..n).map(|i| (loaded_key(i), random_value(&mut random))));
         Done { operations: n, entries_written: n }
     });
     for (batch, count) in [(1, commits), (100, commits), (10_000, n / 10_000)] {
         run.phase(&format!("put_{batch}"), || {
             for _ in 0..count {
-                let changes: Vec<Change> =
-                    (0..batch).map(|_| Change::Put(new_key(&mut random, n), random.value())).collect();
+                let changes: Vec<Change> = (0..batch)
+                    .map(|_| Change::Put(new_key(&mut random, n), random_value(&mut random)))
+                    .collect();
                 store.apply(&changes, true);
             }
             Done { operations: batch * count, entries_written: batch * count }
@@ -238,7 +223,7 @@ fn phases(run: &Run<'_>, mut store: Box<dyn Store>) {
             let keys: Vec<Key> = (0..95).map(|_| loaded_key(random.below(n))).collect();
             store.get(&keys, &mut |v| sum += u64::from(v[0]));
             let changes: Vec<Change> =
-                (0..5).map(|_| Change::Put(loaded_key(random.below(n)), random.value())).collect();
+                (0..5).map(|_| Change::Put(loaded_key(random.below(n)), random_value(&mut random))).collect();
             store.apply(&changes, step % 200 == 199);
         }
         Done { operations: 400_000, entries_written: 20_000 }

@@ -31,6 +31,7 @@ use crate::namespace::{Names, ROOT_SUBVOLUME, corrupt, object, pos};
 use crate::planted::{self, Fault};
 use crate::tx::{Class, Tx};
 use crate::vfs::{Attr, Change, FsError, FsResult, ObjectId, Seq};
+use alloc::collections::BTreeSet;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 use moraine_format::dirent::{Dirent, Target};
@@ -83,6 +84,8 @@ pub(crate) struct Inner {
     orphans: Event,
     /// Something lost its last name and is still there.
     orphans_due: Cell<bool>,
+    /// Files that are written in large pieces and have enough dirty pages to begin with.
+    streaming: RefCell<BTreeSet<ObjectId>>,
     /// Write-back is wanted although nothing is old.
     pressure: Cell<bool>,
     stopping: Cell<bool>,
@@ -164,6 +167,7 @@ impl Filesystem {
             work: Event::new(),
             orphans: Event::new(),
             orphans_due: Cell::new(false),
+            streaming: RefCell::default(),
             pressure: Cell::new(false),
             stopping: Cell::new(false),
             tasks: Cell::new(0),

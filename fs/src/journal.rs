@@ -120,7 +120,8 @@ impl core::error::Error for JournalError {}
 /// Bounds and times.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Bound on the bytes of items from the tail to now, whatever the ring's size: recovery holds them in memory.
+    /// Bound on the bytes of items from the tail to now, whatever the ring's size: recovery holds them in memory. While history
+    /// holds more, because a mount with more memory made it, the bound is half as much again as that.
     pub dirty_bytes_max: u64,
     /// Entries nobody waits for are made durable this long after their first item.
     pub idle_after: Duration,

@@ -263,6 +263,50 @@ fn after_a_power_cut_a_prefix_survives_never_shorter_than_what_was_durable() {
     }
 }
 
+/// What writes history back commits too: were there no room for that under the smaller bound, nothing would ever go on.
+#[test]
+fn a_mount_with_less_memory_takes_up_what_one_with_more_left_in_the_journal() {
+    const LESS: u64 = 64 << 10;
+    let (mut map, mut left) = (Map::new(), 0);
+    let world_before = world(11);
+    world_before.disk(DISK_BYTES, DiskConfig::default());
+    let disks = dyn_disks(&world_before);
+    world_before.run(async {
+        let options = FormatOptions { journal_bytes: 4 << 20, ..options() };
+        let made = Engine::format(&world_before.platform(), &disks, &options, &budget(1000)).await.unwrap();
+        made.unmount().await.unwrap();
+        let engine = Engine::mount(&world_before.platform(), &disks, &budget(1000)).await.unwrap();
+        let mut random = world_before.random("ops");
+        let mut last = Seq::default();
+        for _ in 0..600 {
+            last = one(&engine, &mut map, &mut random, 60, 600).await;
+            left += 600;
+        }
+        engine.durable(last).await.unwrap();
+    });
+    assert!(left > 4 * LESS, "{left} bytes of history");
+    let world = world(12);
+    world.disk_with(world_before.disks()[0].durable_image(), DiskConfig::default());
+    let disks = dyn_disks(&world);
+    let watched: RefCell<Option<Engine>> = RefCell::new(None);
+    let result = world.try_run(async {
+        let mut small = budget(1000);
+        small.journal.dirty_bytes_max = LESS;
+        let engine = Engine::mount(&world.platform(), &disks, &small).await.unwrap();
+        *watched.borrow_mut() = Some(engine.clone());
+        let mut random = world.random("ops");
+        for _ in 0..300 {
+            one(&engine, &mut map, &mut random, 60, 600).await;
+        }
+        assert_eq!(content(&engine).await, map);
+        assert_sound(&engine).await;
+        engine.unmount().await.unwrap();
+    });
+    if let Err(stall) = result {
+        panic!("{stall}\n{}", watched.borrow().as_ref().unwrap());
+    }
+}
+
 /// Four keys a node would never be clean; so few are refused where the pool is opened.
 #[test]
 fn nodes_of_too_few_keys_are_refused() {

@@ -40,6 +40,22 @@ impl Buf {
         Ok(Buf { pages, len })
     }
 
+    /// A buffer holding copies of whole blocks, one behind the other, which is cheaper than to copy them over zeroes.
+    /// Refused as [`Buf::zeroed`] is.
+    ///
+    /// # Panics
+    /// If one of them is not [`BLOCK_SIZE`] bytes long.
+    pub fn of_blocks<'a>(blocks: impl ExactSizeIterator<Item = &'a [u8]>) -> Result<Buf, OutOfMemory> {
+        let len = blocks.len() * BLOCK_SIZE;
+        if !crate::memory::open(len) {
+            return Err(OutOfMemory);
+        }
+        let mut pages = Vec::new();
+        pages.try_reserve_exact(blocks.len()).map_err(|_| OutOfMemory)?;
+        pages.extend(blocks.map(|block| Page(block.try_into().expect("a whole block"))));
+        Ok(Buf { pages, len })
+    }
+
     /// A buffer holding a copy of `bytes`.
     pub fn copy_of(bytes: &[u8]) -> Result<Buf, OutOfMemory> {
         let mut buf = Buf::zeroed(bytes.len())?;
@@ -104,5 +120,13 @@ mod tests {
         buf.set_len(5000);
         assert_eq!(buf[4999], 7, "what was hidden is still there");
         assert_eq!(&*Buf::copy_of(b"abc").unwrap(), b"abc");
+    }
+
+    #[test]
+    fn blocks_are_gathered_in_order() {
+        let blocks = [[1; BLOCK_SIZE], [2; BLOCK_SIZE]];
+        let buf = Buf::of_blocks(blocks.iter().map(|b| &b[..])).unwrap();
+        assert_eq!(&*buf, blocks.as_flattened());
+        assert!(Buf::of_blocks([].into_iter()).unwrap().is_empty());
     }
 }

@@ -108,7 +108,13 @@ impl Inner {
         };
         match inlined {
             // Keys take space of their own, which a full pool may not have; the page's space is reserved.
-            Err(FsError::NoSpace) => self.write_back(object, pages, Which::Unlogged).await?,
+            Err(FsError::NoSpace) => {
+                // With much to write, two at a time: while one batch is under way the other one is copied and checksummed.
+                let dirty = self.cache.borrow().get(object).map_or(0, |file| file.dirty_pages);
+                let tasks = if dirty > 2 * BATCH_PAGES { 2 } else { 1 };
+                let both = (0..tasks).map(|_| self.write_back(object, pages.clone(), Which::Unlogged));
+                join_all(both).await.into_iter().collect::<FsResult<()>>()?
+            }
             other => other?,
         }
         let seq = self.cache.borrow().last_seq(object);
@@ -230,13 +236,9 @@ impl Inner {
         let mut runs = Vec::new();
         for mut rest in runs_of(pages) {
             while !rest.is_empty() {
-                let mut buf = self.buffer_for(rest.len())?;
-                let (run, after) = rest.split_at(buf.len() / BLOCK_SIZE);
-                let mut checksums = Vec::with_capacity(run.len());
-                for (block, page) in buf.chunks_exact_mut(BLOCK_SIZE).zip(run) {
-                    block.copy_from_slice(page.page.bytes());
-                    checksums.push(moraine_accel::crc32c(block));
-                }
+                let buf = self.copy_of(rest)?;
+                let checksums: Vec<u32> = buf.chunks_exact(BLOCK_SIZE).map(moraine_accel::crc32c).collect();
+                let (_, after) = rest.split_at(checksums.len());
                 let space = space.split(buf.len() as u64);
                 runs.push((buf, checksums, space));
                 rest = after;
@@ -263,13 +265,13 @@ impl Inner {
         Ok(placements)
     }
 
-    /// A buffer for up to so many pages: for fewer where memory is short or lies in small pieces, since without
+    /// A copy of the first pages: of all of them, or of fewer where memory is short or lies in small pieces, since without
     /// write-back there will never be more.
-    fn buffer_for(&self, mut pages: usize) -> FsResult<Buf> {
+    fn copy_of(&self, mut pages: &[TakenPage]) -> FsResult<Buf> {
         loop {
-            match Buf::zeroed(pages * BLOCK_SIZE) {
+            match Buf::of_blocks(pages.iter().map(|taken| taken.page.bytes())) {
                 Ok(buf) => return Ok(buf),
-                Err(_) if pages > 1 => pages = pages.div_ceil(2),
+                Err(_) if pages.len() > 1 => pages = &pages[..pages.len().div_ceil(2)],
                 Err(_) => {
                     self.give_memory_back();
                     return Err(FsError::NoMemory);

@@ -1,4 +1,4 @@
-//! Background tasks: write-back by age and by amount, and the reaper.
+//! Background tasks: write-back by age, by amount and of streams, and the reaper.
 
 use super::Filesystem;
 use super::Inner;
@@ -57,7 +57,9 @@ impl Inner {
             } else {
                 Instant(now.0.saturating_sub(DIRTY_AGE_MAX.as_nanos() as u64))
             };
-            let next = self.cache.borrow_mut().next_dirty(before);
+            // What is due comes before streams, which may never end.
+            let due = self.cache.borrow_mut().next_dirty(before);
+            let next = due.or_else(|| self.streaming.borrow_mut().pop_first());
             let Some(file) = next else {
                 self.pressure.set(false);
                 self.wait_for_work(ticket).await;

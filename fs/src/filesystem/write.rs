@@ -24,6 +24,10 @@ const DELAY_FROM_PERCENT: usize = 60;
 const DELAY_UNIT_NS: u64 = 20_000;
 /// The longest delay of one write.
 const DELAY_MAX: Duration = Duration::from_millis(100);
+/// Writes from this length on come from a stream, whose pages will hardly be written again soon.
+const STREAM_WRITE_BYTES: usize = 64 << 10;
+/// Dirty pages of a file in streams, 4 MiB, from which it is written back, so that the device works while the rest comes.
+const STREAM_PAGES: usize = 1024;
 /// How long a write that has its caller's bytes in hand waits for memory before it gives up: some protocols cannot get
 /// these bytes again.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -150,11 +154,23 @@ impl Inner {
             if self.cache.borrow().dirty_bytes() * 2 > self.cache.borrow().budget().dirty_bytes {
                 self.pressure.set(true);
             }
+            self.note_stream(object, len);
             self.work.notify();
             let post = self.attr(number, &record);
             return Ok(Change { pre: attr.pre(), post, seq: self.engine.last_seq(), value: written });
         }
         Err(FsError::Busy)
+    }
+
+    /// Has a file written back early that is written in large pieces.
+    fn note_stream(&self, object: ObjectId, len: usize) {
+        if len < STREAM_WRITE_BYTES {
+            return;
+        }
+        let cache = self.cache.borrow();
+        if cache.get(object).is_some_and(|file| file.dirty_pages >= STREAM_PAGES) {
+            self.streaming.borrow_mut().insert(object);
+        }
     }
 
     /// A page that is written in part, holds older content and is not in memory.

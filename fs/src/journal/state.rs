@@ -25,6 +25,9 @@ const BUFFERS: usize = 2 * PROMISED_HALVES_MAX + 3;
 /// Syncs count as frequent for this long after one: entries are then written through the cache even if nobody waits,
 /// so that the next sync depends on no unflushed entry.
 const SYNCS_FREQUENT_FOR: Duration = Duration::from_millis(100);
+/// Where history holds more than a mount may: the part of it that is room besides, and how far it must shrink below the
+/// bound asked for until that one holds.
+const HISTORY_ROOM_PART: u64 = 2;
 /// Fill, in thousandths, from which reclaim should work, and from which it should hurry.
 const RECLAIM_FROM: u64 = 500;
 const URGENT_FROM: u64 = 700;
@@ -91,6 +94,9 @@ pub(super) struct State {
     pub(super) unflushed: Deps,
     dirty: VecDeque<(Seq, u64)>,
     dirty_bytes: u64,
+    /// The bound on dirty bytes in force. It is the one asked for, but while history holds more than that (a mount with more
+    /// memory made it): what writes history back commits too, and must find room.
+    dirty_limit: u64,
     last_sync: Option<Instant>,
     pub(super) failed: Option<JournalError>,
     /// Nobody gets room any more.
@@ -106,6 +112,12 @@ impl State {
         }
         let end = start.prev.0;
         let oldest = start.dirty.front().map_or(end, |(seq, _)| *seq);
+        let dirty_bytes: u64 = start.dirty.iter().map(|(_, bytes)| bytes).sum();
+        let dirty_limit = if dirty_bytes > options.dirty_bytes_max {
+            dirty_bytes + dirty_bytes / HISTORY_ROOM_PART
+        } else {
+            options.dirty_bytes_max
+        };
         Ok(State {
             options,
             pool_tag: start.pool_tag,
@@ -131,7 +143,8 @@ impl State {
             flushed: end,
             external: Deps::default(),
             unflushed: Deps::default(),
-            dirty_bytes: start.dirty.iter().map(|(_, bytes)| bytes).sum(),
+            dirty_bytes,
+            dirty_limit,
             dirty: start.dirty,
             last_sync: None,
             failed: None,
@@ -184,8 +197,7 @@ impl State {
         let reserve = part(self.ring.capacity()).max(2 * self.ring.unit());
         let granted = self.waiting.first().is_none_or(|first| *first >= me)
             && self.free_ring(self.ring.room_for(bytes) as u64) >= charge + reserve
-            && self.dirty_now() + bytes as u64 + part(self.options.dirty_bytes_max)
-                <= self.options.dirty_bytes_max
+            && self.dirty_now() + bytes as u64 + part(self.dirty_limit) <= self.dirty_limit
             && self.has_buffers(class, bytes);
         if granted {
             self.reserved_ring += charge;
@@ -441,6 +453,9 @@ impl State {
             && oldest < last_seq
         {
             self.dirty_bytes -= bytes;
+            if self.dirty_bytes <= self.options.dirty_bytes_max / HISTORY_ROOM_PART {
+                self.dirty_limit = self.options.dirty_bytes_max;
+            }
             self.dirty.pop_front();
         }
     }
