@@ -63,7 +63,7 @@ pub(crate) struct MountArguments {
 trait Files {
     /// A commit of one small change, durable.
     fn commit(&mut self, _count: u64, _random: &mut Random) {
-        unimplemented!("only of devices")
+        panic!("phase commit is for kinds raw and moraine")
     }
     /// Makes a file of `bytes` and writes all of it in large pieces; durable.
     fn prepare(&mut self, bytes: u64);

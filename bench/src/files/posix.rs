@@ -136,16 +136,16 @@ impl Files for Raw {
 
     fn prepare(&mut self, _: u64) {}
     fn overwrite(&mut self, _: u64, _: u64, _: &mut Random) {
-        unimplemented!("a device has no cache of its own")
+        panic!("kind raw has phases commit and sync: a device has no cache of its own")
     }
     fn overwrite_direct(&mut self, _: u64, _: u64) -> bool {
         false
     }
     fn create(&mut self, _: &str, _: u64) {
-        unimplemented!("a device has no files")
+        panic!("kind raw has phases commit and sync: a device has no files")
     }
     fn create_synced(&mut self, _: &str, _: u64) {
-        unimplemented!("a device has no files")
+        panic!("kind raw has phases commit and sync: a device has no files")
     }
     fn sync(&mut self) {
         self.disk.flush_now();
