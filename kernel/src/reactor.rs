@@ -16,7 +16,7 @@ use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::task::{Context, Poll, Waker};
-use kernel_parts::timers::{TimerKey, Timers};
+use kernel_parts::timers::{Alarm, TimerKey, Timers};
 use moraine_drivers::Service;
 use moraine_platform::{Clock, Instant, LocalFuture, Offload, Platform, Spawn, Timestamp};
 use spin::Mutex;
@@ -48,9 +48,7 @@ pub(crate) struct Reactor {
     core: Rc<Core>,
     services: RefCell<Vec<Rc<dyn Service>>>,
     polled: bool,
-    /// When the local timer fires next, if that lies ahead. Setting it costs, most of all under an emulator, so one
-    /// that fires a little early is left alone.
-    armed: Cell<u64>,
+    alarm: Cell<Alarm>,
 }
 
 #[derive(Default)]
@@ -63,7 +61,7 @@ impl Reactor {
     pub(crate) fn new(services: Vec<Rc<dyn Service>>, polled: bool) -> Reactor {
         CORE.store(apic::id(), Ordering::Relaxed);
         READY.lock().reserve(READY_ROOM);
-        Reactor { core: Rc::default(), services: RefCell::new(services), polled, armed: Cell::new(0) }
+        Reactor { core: Rc::default(), services: RefCell::new(services), polled, alarm: Cell::default() }
     }
 
     /// What it offers to everything above.
@@ -144,9 +142,10 @@ impl Reactor {
         // A task made ready after the look below finds the mark and sends an interrupt.
         SLEEPING.store(true, Ordering::SeqCst);
         if READY.lock().is_empty() {
-            if self.armed.get() <= now || self.armed.get() > until {
+            let mut alarm = self.alarm.get();
+            if alarm.must_be_set(now, until, traps::count(apic::TIMER)) {
                 apic::set_timer(clock::timer_ticks(until - now));
-                self.armed.set(until);
+                self.alarm.set(alarm);
             }
             interrupts::enable_and_hlt();
             interrupts::disable();

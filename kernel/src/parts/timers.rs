@@ -1,4 +1,4 @@
-//! Timers: who is to be woken when, in order.
+//! Timers: who is to be woken when, in order, and what the hardware's own timer was told of it.
 
 use alloc::collections::BTreeMap;
 use core::task::Waker;
@@ -55,6 +55,27 @@ impl Timers {
     }
 }
 
+/// What a hardware timer that fires once was last told. Setting it costs, most of all under an emulator, so one that will
+/// fire a little before it is needed is left alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Alarm {
+    until_ns: u64,
+    fired: u32,
+}
+
+impl Alarm {
+    /// Whether the timer must be set for `until_ns`, which then counts as done, or will fire by then anyway. `fired` says
+    /// how often it fired so far, and wraps: its rate is measured, so it may have fired before the time it was set for,
+    /// and will not fire again.
+    pub fn must_be_set(&mut self, now_ns: u64, until_ns: u64, fired: u32) -> bool {
+        let ahead = self.fired == fired && now_ns < self.until_ns && self.until_ns <= until_ns;
+        if !ahead {
+            *self = Alarm { until_ns, fired };
+        }
+        !ahead
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +92,16 @@ mod tests {
         assert!(timers.take_due(29).is_none());
         timers.remove(late);
         assert!(timers.take_due(100).is_none() && timers.next_ns().is_none());
+    }
+
+    #[test]
+    fn an_alarm_is_set_once_unless_it_is_late_over_or_fired() {
+        let mut alarm = Alarm::default();
+        assert!(alarm.must_be_set(100, 1000, 7));
+        assert!(!alarm.must_be_set(200, 1000, 7) && !alarm.must_be_set(999, 5000, 7));
+        assert!(alarm.must_be_set(300, 900, 7), "it would fire too late");
+        assert!(alarm.must_be_set(900, 2000, 7), "its time is over");
+        assert!(alarm.must_be_set(1999, 2000, 8), "it fired a little early");
+        assert!(!alarm.must_be_set(1999, 2000, 8));
     }
 }
