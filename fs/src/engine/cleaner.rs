@@ -68,7 +68,7 @@ async fn busy<T: Default>(engine: &Inner, step: impl Future<Output = FsResult<T>
 
 async fn clean(engine: &Rc<Inner>) -> FsResult<()> {
     while !engine.closing.get() && !engine.state.borrow().table.overlay.is_empty() {
-        busy(engine, fold_overlay(engine)).await?;
+        busy(engine, fold_part(engine)).await?;
     }
     loop {
         let wanted = engine.cleaner_wanted.ticket();
@@ -135,37 +135,33 @@ async fn log_roots_again(engine: &Rc<Inner>, nothing_else: bool) -> FsResult<usi
     Ok(trees.len())
 }
 
-/// Reads in every node that the recovered journal has changes for.
-async fn fold_overlay(engine: &Rc<Inner>) -> FsResult<()> {
-    loop {
-        let (tree, level, pos, miss) = {
-            let state = engine.state.borrow();
-            let Some((tree, level, pos)) = state.table.overlay.keys().next().copied() else { return Ok(()) };
-            (tree, level, pos, state.table.get(tree, level, pos).err())
-        };
-        match miss {
-            Some(miss) => btree::load(engine, miss).await?,
-            // A node in memory has taken its part of the overlay; what is left belongs to no node.
-            None => {
-                let root = engine.state.borrow().table.root(tree).level;
-                let name = tree.name();
-                error!(
-                    "fs",
-                    "a key of tree {name}, level {level}, at {pos} is in no node; the root's level is {root}"
-                );
-                return Err(FsError::Corrupt);
-            }
-        }
-        if engine.closing.get() {
-            return Ok(());
-        }
-        // Nothing goes from the journal before the last node was read in, so writing back may only use what is free of it.
-        let calm = engine.journal.pressure() == Pressure::Calm;
-        if calm && engine.state.borrow().table.is_crowded() {
-            let batch = engine.state.borrow().table.oldest_dirty(BATCH);
-            btree::write_back(engine, &batch).await?;
+/// Reads in a node that the recovered journal has changes for.
+async fn fold_part(engine: &Rc<Inner>) -> FsResult<()> {
+    let (tree, level, pos, miss) = {
+        let state = engine.state.borrow();
+        let Some((tree, level, pos)) = state.table.overlay.keys().next().copied() else { return Ok(()) };
+        (tree, level, pos, state.table.get(tree, level, pos).err())
+    };
+    match miss {
+        Some(miss) => btree::load(engine, miss).await?,
+        // A node in memory has taken its part of the overlay; what is left belongs to no node.
+        None => {
+            let root = engine.state.borrow().table.root(tree).level;
+            let name = tree.name();
+            error!(
+                "fs",
+                "a key of tree {name}, level {level}, at {pos} is in no node; the root's level is {root}"
+            );
+            return Err(FsError::Corrupt);
         }
     }
+    // Nothing goes from the journal before the last node was read in, so writing back may only use what is free of it.
+    let calm = engine.journal.pressure() == Pressure::Calm;
+    if calm && engine.state.borrow().table.is_crowded() {
+        let batch = engine.state.borrow().table.oldest_dirty(BATCH);
+        btree::write_back(engine, &batch).await?;
+    }
+    Ok(())
 }
 
 async fn discard_empty(engine: &Rc<Inner>) -> FsResult<()> {
@@ -197,7 +193,10 @@ async fn discard_empty(engine: &Rc<Inner>) -> FsResult<()> {
 
 /// Writes back until nothing is dirty, or for as many rounds as make sense: each write-back dirties a few nodes itself.
 pub(super) async fn clean_all(engine: &Rc<Inner>) -> FsResult<()> {
-    fold_overlay(engine).await?;
+    // To its end, and first: as long as something of it is left, nothing goes from the journal.
+    while !engine.state.borrow().table.overlay.is_empty() {
+        fold_part(engine).await?;
+    }
     let (mut left, mut fruitless) = (usize::MAX, 0);
     loop {
         let dirty = engine.state.borrow().table.oldest_dirty(usize::MAX);
