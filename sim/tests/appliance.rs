@@ -10,8 +10,7 @@ use std::ops::Range;
 /// Seeds that found something, each with what it was.
 const FOUND: [u64; 2] = [
     // An orderly stop waited for journal room: it wrote nodes back before all that recovery had left was read in.
-    7054,
-    // A pool whose device had failed answered that it was full.
+    7054, // A pool whose device had failed answered that it was full.
     1153,
 ];
 
