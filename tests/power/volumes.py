@@ -78,6 +78,8 @@ def volumes(bench):
         while copy.poll() is None and disk.counts["writes"] < writes + 5:
             pass
         server.cut_power(plan.subset())
+        # Nobody tells it that its server is gone: with all it sent acknowledged it would wait for answers for good.
+        copy.kill()
         copy.wait()
         server.fsck()
         server.start()
