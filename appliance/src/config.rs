@@ -163,7 +163,7 @@ impl Config {
             }
             "budget" => {
                 let bytes = parse_size(value).filter(|bytes| *bytes >= BUDGET_MIN);
-                self.budget = Some(bytes.ok_or(Reason::BadValue("budget=SIZE of 64M at least, like 256M"))?);
+                self.budget = Some(bytes.ok_or(Reason::BadValue("budget=SIZE of 32M at least, like 256M"))?);
             }
             "accel" if !value.is_empty() => self.accel = Some(value.to_owned()),
             "accel" => return Err(Reason::BadValue("accel=NAME")),

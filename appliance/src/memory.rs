@@ -15,10 +15,11 @@
 use core::fmt;
 
 /// The least memory an appliance can be told to live in, in bytes.
-pub const BUDGET_MIN: u64 = 64 << 20;
-/// The journal's share, whatever the memory: recovery must find room for all that an earlier mount, perhaps with more
-/// memory, left in it.
-const JOURNAL: u64 = 12 << 20;
+pub const BUDGET_MIN: u64 = 32 << 20;
+/// Least and largest share of the journal, in bytes. Recovery must find room for all that an earlier mount left in it, up to
+/// the largest share: where there is less, the caches are still empty then, and commits wait until it is written back.
+const JOURNAL_MIN: u64 = 4 << 20;
+const JOURNAL_MAX: u64 = 12 << 20;
 /// The largest share of the network, in bytes: more buffers than this no longer make it faster.
 const NETWORK_MAX: u64 = 256 << 20;
 /// Least and largest share of file data in flight of each export, in bytes.
@@ -56,9 +57,10 @@ impl Memory {
         let nfs = (total / 12).clamp(NFS_PAYLOAD_MIN, PAYLOAD_MAX);
         let nbd = (total / 8).clamp(PAYLOAD_MIN, PAYLOAD_MAX);
         let reserve = total / 8;
-        let caches = total - JOURNAL - network - nfs - nbd - reserve;
+        let journal = (total / 4 - JOURNAL_MIN).clamp(JOURNAL_MIN, JOURNAL_MAX);
+        let caches = total - journal - network - nfs - nbd - reserve;
         let nodes = caches * 2 / 5;
-        Memory { total, nodes, journal: JOURNAL, pages: caches - nodes, network, nfs, nbd, reserve }
+        Memory { total, nodes, journal, pages: caches - nodes, network, nfs, nbd, reserve }
     }
 
     /// Each share with its name.
@@ -92,13 +94,25 @@ mod tests {
 
     #[test]
     fn the_shares_are_the_whole_and_none_is_too_small_to_work() {
-        for total in [0, BUDGET_MIN, 100 << 20, (108 << 20) + 4095, 128 << 20, 512 << 20, 16 << 30, 1 << 40] {
+        for total in [
+            0,
+            BUDGET_MIN,
+            (40 << 20) + 1,
+            64 << 20,
+            100 << 20,
+            (108 << 20) + 4095,
+            128 << 20,
+            512 << 20,
+            16 << 30,
+            1 << 40,
+        ] {
             let memory = Memory::of(total);
             let sum: u64 = memory.shares().iter().map(|(_, bytes)| bytes).sum();
             assert_eq!(sum, memory.total);
             assert_eq!(memory.total, total.max(BUDGET_MIN));
             for (name, bytes) in memory.shares() {
-                assert!(bytes >= 4 << 20, "{name} gets {bytes} of {total}");
+                let least = if name == "nodes" { 3 << 20 } else { 4 << 20 };
+                assert!(bytes >= least, "{name} gets {bytes} of {total}");
             }
         }
     }
