@@ -148,13 +148,24 @@ impl Engine {
     pub async fn transact<T>(
         &self,
         class: Class,
+        body: impl AsyncFnMut(&mut Tx) -> FsResult<T>,
+    ) -> FsResult<(T, Seq)> {
+        self.transact_while(class, &|| true, body).await
+    }
+
+    /// As [`Engine::transact`], for a body that also looks at what only memory knows. `still` says whether that is as the
+    /// body saw it: asked in the step of the commit, as what was read is. If it is not, the body runs again.
+    pub(crate) async fn transact_while<T>(
+        &self,
+        class: Class,
+        still: &dyn Fn() -> bool,
         mut body: impl AsyncFnMut(&mut Tx) -> FsResult<T>,
     ) -> FsResult<(T, Seq)> {
         let mut made_room = false;
         loop {
             let mut tx = Tx::new(self.clone(), class);
             let result = body(&mut tx).await;
-            match tx.finish(result).await {
+            match tx.finish(result, still).await {
                 Ok(Some(done)) => return Ok(done),
                 Ok(None) => {}
                 // Space may be on its way: buckets to be discarded, fragmented ones to be collected.

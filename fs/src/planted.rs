@@ -43,6 +43,8 @@ faults! {
     LoadOverwritesNewer = "A load replaces what was written while it ran.";
     InFlightIgnored = "A sync does not wait for pages another write-back holds.";
     SizeForgotten = "Content is committed without the size that shows it.";
+    SizeRunsAhead = "Older content is committed with the size that newer writes made.";
+    CutOvertaken = "A truncate does not notice the write that came between its look and its commit.";
     TruncateLeavesTail = "A truncate leaves the bytes behind the new end in the last page.";
     PunchKeepsData = "A punched range keeps its extents.";
     MaskForgotten = "A range that a background cut is deleting still reads as data.";

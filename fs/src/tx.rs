@@ -157,8 +157,13 @@ impl Tx {
         self.deps.push(dep);
     }
 
-    /// Commits, or says `None` if something read has changed and the body must run again. The last step is synchronous.
-    pub(crate) async fn finish<T>(self, result: FsResult<T>) -> FsResult<Option<(T, Seq)>> {
+    /// Commits, or says `None` if something read has changed, or is not `still` so, and the body must run again. The last
+    /// step is synchronous.
+    pub(crate) async fn finish<T>(
+        self,
+        result: FsResult<T>,
+        still: &dyn Fn() -> bool,
+    ) -> FsResult<Option<(T, Seq)>> {
         let failed = result.is_err();
         let watermark = match self.class {
             Class::Normal => JournalClass::Normal,
@@ -167,7 +172,7 @@ impl Tx {
             Class::Delete => JournalClass::Delete,
         };
         let propose = |state: &State| -> Result<Option<(Proposal, ())>, Obstacle> {
-            if !self.still_true(&state.table)? {
+            if !still() || !self.still_true(&state.table)? {
                 return Ok(None);
             }
             let updates = if failed { BTreeMap::new() } else { self.writes.clone() };

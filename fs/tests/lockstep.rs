@@ -190,7 +190,7 @@ impl Pair {
                     check_change(&r);
                     assert_eq!(visible(&m.post), visible(&r.post));
                     assert_eq!((m.pre.size, m.value.count), (r.pre.size, r.value.count));
-                    assert!(r.value.stability >= stability || len == 0);
+                    assert!(r.value.stability >= stability);
                 }
             }
             23..=26 => {

@@ -17,6 +17,7 @@
 //! | [`oracle`] | whether what survived a power cut is something the promises allow |
 //! | [`harness`] | worlds for a whole filesystem: lock-step, random cuts, every cut; [`harness::Store`] plugs one in |
 //! | [`crowd`] | worlds with many clients at once |
+//! | [`tug`] | worlds with many clients on one file, checked by their own answers |
 //! | [`police`] | stable answers, proved from the log of device commands |
 //! | [`plug`] | the filesystem itself, with small constants drawn from the seed |
 //! | [`fault`] | worlds in which disks fail while clients are at work |
@@ -51,6 +52,7 @@ pub mod script;
 pub mod staged;
 pub mod toy;
 pub mod trace;
+pub mod tug;
 pub mod world;
 
 pub use disk::{DiskConfig, DiskFaults, Image, SimDisk};

@@ -12,6 +12,7 @@ use moraine_sim::plug::Moraine;
 use moraine_sim::rot::rot_world;
 use moraine_sim::script::Script;
 use moraine_sim::toy::{Toy, ToyBug};
+use moraine_sim::tug::tug_world;
 use moraine_sim::world;
 use std::ops::Range;
 use std::process::ExitCode;
@@ -20,12 +21,13 @@ const USAGE: &str = "\
 usage: moraine-sim (--seed N | --seeds A..B) [--world KIND] [--workload NAME]
                    [--steps N] [--twice] [--toy] [--log]
   --world      lockstep: one client, compared with the model call by call; crowd: several at once;
-               tangle: several in one tree, compared in the order of commits; crash: random power cuts;
+               tangle: several in one tree, compared in the order of commits; tug: several
+               on one file, with a power cut in every other world; crash: random power cuts;
                every-cut: the power is cut at every device command; rot: stored bits flip;
                appliance: NFS and NBD clients of a whole appliance, power cuts while they work;
                scripts: the same cuts, also in recovery and in recovery of recovery, of workloads written for it.
                Disks that fail: flush command vanish slow lost-write misdirected zombie rot-at-work lie.
-               Without it: lockstep, crowd, tangle and crash
+               Without it: lockstep, crowd, tangle, tug and crash
   --workload   one of: mixed names data rules full; for scripts: names-cut cuts splits wrap no-space.
                Without it: the seed chooses
   --steps      operations a client does
@@ -49,6 +51,7 @@ enum Kind {
     Lockstep,
     Crowd,
     Tangle,
+    Tug,
     Crash,
     EveryCut,
     Scripts,
@@ -58,10 +61,11 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [(Kind, &'static str); 8] = [
+    const ALL: [(Kind, &'static str); 9] = [
         (Kind::Lockstep, "lockstep"),
         (Kind::Crowd, "crowd"),
         (Kind::Tangle, "tangle"),
+        (Kind::Tug, "tug"),
         (Kind::Crash, "crash"),
         (Kind::EveryCut, "every-cut"),
         (Kind::Scripts, "scripts"),
@@ -96,7 +100,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
     let mut seeds = None;
     let mut options = Options {
         seeds: 0..0,
-        kinds: vec![Kind::Lockstep, Kind::Crowd, Kind::Tangle, Kind::Crash],
+        kinds: vec![Kind::Lockstep, Kind::Crowd, Kind::Tangle, Kind::Tug, Kind::Crash],
         workload: None,
         script: None,
         steps: None,
@@ -162,6 +166,7 @@ fn run_on<S: moraine_sim::harness::Store>(
         Kind::Lockstep => lockstep_world(store, seed, profile, options.steps.unwrap_or(200)),
         Kind::Crowd => crowd_world(store, seed, profile, CROWD, options.steps.unwrap_or(60)),
         Kind::Tangle => tangle_world(store, seed, CROWD, options.steps.unwrap_or(60)),
+        Kind::Tug => tug_world(store, seed, CROWD, options.steps.unwrap_or(60)),
         Kind::Crash => {
             let shape = CrashShape::default();
             let shape = CrashShape { steps: options.steps.unwrap_or(shape.steps), ..shape };

@@ -288,13 +288,18 @@ fn resolve(model: &Model, path: &[u8]) -> ObjectId {
     })
 }
 
+/// A version of a block, and the largest size that the file had while this was its content.
+type Version = (Vec<u8>, u64);
+
 /// Contents a file may have: sizes, and for each block that was ever written its versions. Others are zeroes.
 #[derive(Default)]
 struct Allowed {
     sizes: BTreeSet<u64>,
+    /// The size that was last set, which is metadata: it may show what is not there yet.
+    set: u64,
     /// Ranges of which every block's end is a size, too.
     growth: Vec<Range<u64>>,
-    blocks: BTreeMap<u64, BTreeSet<Vec<u8>>>,
+    blocks: BTreeMap<u64, BTreeSet<Version>>,
 }
 
 fn block_of(model: &Model, file: ObjectId, block: u64) -> Vec<u8> {
@@ -308,7 +313,11 @@ impl Allowed {
     /// The size is set, which is metadata: content beyond is gone in every version.
     fn truncate(&mut self, size: u64) {
         self.overlay(size, u64::MAX, |_, bytes| bytes.fill(0));
+        for versions in self.blocks.values_mut() {
+            *versions = std::mem::take(versions).into_iter().map(|(v, shows)| (v, shows.min(size))).collect();
+        }
         self.sizes = BTreeSet::from([size]);
+        self.set = size;
         self.growth.clear();
     }
 
@@ -316,27 +325,33 @@ impl Allowed {
     fn write(&mut self, after: &Model, file: ObjectId, start: u64, end: u64) {
         // Blocks are written back one by one, each with the size that shows it, zeroes before the write included.
         let shortest = self.sizes.first().copied().unwrap_or(0);
+        let size = now(after.getattr(file)).map_or(end, |attr| attr.size);
         self.growth.push(shortest..end);
         let longer: Vec<u64> = self.sizes.iter().map(|size| *size.max(&end)).collect();
         self.sizes.extend(longer);
         for block in start / BLOCK..end.div_ceil(BLOCK) {
-            let versions = self.blocks.entry(block).or_insert_with(|| BTreeSet::from([vec![0; BLOCK_SIZE]]));
-            versions.insert(block_of(after, file, block));
+            let versions = self.blocks.entry(block).or_insert_with(|| [(vec![0; BLOCK_SIZE], 0)].into());
+            versions.insert((block_of(after, file, block), size));
+        }
+        // What is the content of a block now is so with the new size, too.
+        for (block, versions) in self.blocks.range_mut(shortest / BLOCK..) {
+            versions.insert((block_of(after, file, *block), size));
         }
     }
 
     /// The range is synced: every version has its bytes, and the file is long enough to show them.
     fn keep(&mut self, model: &Model, file: ObjectId, start: u64, end: u64) {
         let size = now(model.getattr(file)).map_or(0, |attr| attr.size);
-        if end == u64::MAX {
+        let reached = if end == u64::MAX {
             self.sizes = BTreeSet::from([size]);
             self.growth.clear();
+            size
         } else {
             // As long as to show the last byte in the range that was ever written; others may be a hole.
-            let used = |versions: &BTreeSet<Vec<u8>>| {
+            let used = |versions: &BTreeSet<Version>| {
                 versions
                     .iter()
-                    .filter_map(|v| v.iter().rposition(|b| *b != 0))
+                    .filter_map(|(v, _)| v.iter().rposition(|b| *b != 0))
                     .max()
                     .map(|last| last as u64 + 1)
             };
@@ -345,6 +360,11 @@ impl Allowed {
             let reached = last.map_or(0, |last| last.min(end).min(size));
             self.sizes = self.sizes.iter().map(|old| *old.max(&reached)).collect();
             self.growth.iter_mut().for_each(|range| range.start = range.start.max(reached));
+            reached
+        };
+        for (_, versions) in self.blocks.range_mut(start / BLOCK..end.div_ceil(BLOCK)) {
+            *versions =
+                std::mem::take(versions).into_iter().map(|(v, shows)| (v, shows.max(reached))).collect();
         }
         self.overlay(start, end, |block, bytes| {
             let from = start.saturating_sub(block * BLOCK) as usize;
@@ -363,9 +383,9 @@ impl Allowed {
             if from < to {
                 *versions = std::mem::take(versions)
                     .into_iter()
-                    .map(|mut bytes| {
+                    .map(|(mut bytes, shows)| {
                         edit(*block, &mut bytes[from as usize..to as usize]);
-                        bytes
+                        (bytes, shows)
                     })
                     .collect();
             }
@@ -382,10 +402,13 @@ impl Allowed {
         }
         let blocks: BTreeSet<u64> = self.blocks.keys().chain(found.blocks.keys()).copied().collect();
         for block in blocks {
-            let zero = [vec![0; BLOCK_SIZE]].into();
+            let zero = [(vec![0; BLOCK_SIZE], u64::MAX)].into();
             let versions = self.blocks.get(&block).unwrap_or(&zero);
             let inside = found.size.saturating_sub(block * BLOCK).min(BLOCK) as usize;
-            let hashes: BTreeSet<u64> = versions.iter().map(|bytes| hash(&bytes[..inside])).collect();
+            // A size that writes made is there only with the content that made it.
+            let last = block == found.size.saturating_sub(1) / BLOCK && found.size != self.set;
+            let fitting = versions.iter().filter(|(_, shows)| !last || *shows >= found.size);
+            let hashes: BTreeSet<u64> = fitting.map(|(bytes, _)| hash(&bytes[..inside])).collect();
             let actual = found.blocks.get(&block).copied().unwrap_or_else(|| hash(&[]));
             if !hashes.contains(&actual) {
                 return Err(format!(

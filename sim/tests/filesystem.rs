@@ -6,6 +6,7 @@ use moraine_sim::crowd::{crowd_world, tangle_world};
 use moraine_sim::generate::Profile;
 use moraine_sim::harness::{CrashShape, Tally, crash_world, enumerate_world, lockstep_world};
 use moraine_sim::plug::Moraine;
+use moraine_sim::tug::tug_world;
 use std::ops::Range;
 
 /// Runs a kind of world for all `seeds`, each with the workload its number falls on.
@@ -34,6 +35,11 @@ fn many_clients_at_once() {
 #[test]
 fn many_clients_in_one_tree() {
     seeds("tangle", 0..150, |fs, seed, _| tangle_world(fs, seed, 4, 60));
+}
+
+#[test]
+fn many_clients_on_one_file() {
+    seeds("tug", 0..200, |fs, seed, _| tug_world(fs, seed, 4, 60));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use moraine_sim::plug::Moraine;
 use moraine_sim::police::patrol;
 use moraine_sim::rot::rot_world;
 use moraine_sim::staged::{lost_writes, reader_of_overwritten, written_while_loaded};
+use moraine_sim::tug::tug_world;
 use std::process::Command;
 
 /// A kind of world as CI runs it.
@@ -24,6 +25,7 @@ enum Hunt {
     Lockstep,
     Crowd,
     Tangle,
+    Tug,
     Crash,
     FullCrowd,
     FullCrash,
@@ -42,6 +44,7 @@ impl Hunt {
         match self {
             Hunt::Lockstep | Hunt::Tangle => 150,
             Hunt::Crowd => 100,
+            Hunt::Tug => 200,
             Hunt::Crash => 700,
             Hunt::FullCrowd => 60,
             Hunt::FullCrash => 80,
@@ -67,6 +70,7 @@ impl Hunt {
             Hunt::Crowd => crowd_world(&fs, seed, profile, 4, 60),
             Hunt::FullCrowd => crowd_world(&fs, seed, profile, 3, 60),
             Hunt::Tangle => tangle_world(&fs, seed, 4, 60),
+            Hunt::Tug => tug_world(&fs, seed, 4, 60),
             Hunt::Crash | Hunt::FullCrash => crash_world(&fs, seed, profile, CrashShape::default()),
             Hunt::Appliance => return appliance_world(seed).map(|_| ()),
             Hunt::Police => return patrol(seed).map(|_| ()),
@@ -138,6 +142,8 @@ fn hunts(fault: Fault) -> Vec<Hunt> {
         VerifierSurvives | ReplyForgotten | NamesNotAwaited | CommitIgnored | StableForgotten => &[Appliance],
         HandleOfOneBoot | FuaIgnored | FlushIgnored => &[Appliance],
         BucketReusedEarly => &[FullCrash, FullCrowd, Crash, Crowd],
+        CutOvertaken => &[Tug],
+        SizeRunsAhead => &[Crash, Tug],
         PageCleanedEarly | InFlightIgnored | OldWriteBackWins => &[Crash, Crowd],
         FlushSkipped | FuaForgotten | PreflushSkipped | EarlyAcknowledgement | DataNotFlushed => {
             &[Police, Crash]
@@ -146,7 +152,7 @@ fn hunts(fault: Fault) -> Vec<Hunt> {
         CursorNotStored => &[Crash],
         _ => &[Lockstep],
     };
-    let all = [Lockstep, Crash, Tangle, Crowd, FullCrash, FullCrowd];
+    let all = [Lockstep, Crash, Tangle, Tug, Crowd, FullCrash, FullCrowd];
     let rest = all.into_iter().filter(|hunt| !first.contains(hunt));
     first.iter().copied().chain(rest).collect()
 }

@@ -79,8 +79,8 @@ pub(crate) enum Take {
     Nothing,
     /// Others are writing the rest.
     InFlight,
-    /// These pages, with the space reserved for them.
-    Batch(Vec<TakenPage>, SpaceReservation),
+    /// These pages, with the space reserved for them, and what is pending of the file as they are.
+    Batch(Vec<TakenPage>, SpaceReservation, Option<Pending>),
 }
 
 /// A part of a page that becomes zero, with a spare page to do it in without needing memory.
@@ -596,8 +596,9 @@ impl Cache {
             let cached = file.cached_mut(page.number).expect("just seen");
             cached.dirty.as_mut().expect("just seen").taken = true;
         }
+        let pending = file.pending();
         let space = self.take_space(taken.len() as u64);
-        Take::Batch(taken, space)
+        Take::Batch(taken, space, pending)
     }
 
     /// Whether a taken page's content may still be committed.

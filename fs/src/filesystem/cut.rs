@@ -16,6 +16,7 @@ use crate::vfs::*;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::ops::Range;
 use moraine_format::inode::Inode;
 use moraine_format::record::LoggedOp;
@@ -84,6 +85,8 @@ struct Plan {
     old: Inode,
     new: Inode,
     hole: Hole,
+    /// The size that unsynced writes made, for a cut that keeps it.
+    keeps: Option<u64>,
 }
 
 impl Inner {
@@ -113,7 +116,7 @@ impl Inner {
                         let before = names.attr(number, &old).size;
                         let (new, _) = names.setattr(caller, number, set, guard).await?;
                         let hole = if size < before { Hole::of(size, END) } else { Hole::of(0, 0) };
-                        Ok(Some(Plan { old, new, hole }))
+                        Ok(Some(Plan { old, new, hole, keeps: None }))
                     },
                     |pending, new| {
                         fix(pending, new);
@@ -165,12 +168,11 @@ impl Inner {
                     end => end,
                 };
                 let mut new = old.clone();
-                // What is pending may go with the pages: the record keeps mode and size.
+                // What is pending may go with the pages: the record keeps the mode.
                 new.mode = attr.mode as u16;
                 names.touch_content(number, &mut new);
                 drop_privileges(&mut new, caller);
-                new.size = attr.size;
-                Ok(Some(Plan { old, new, hole: Hole::of(offset, end) }))
+                Ok(Some(Plan { old, new, hole: Hole::of(offset, end), keeps: Some(attr.size) }))
             },
             |pending, new| pending.mtime = Timestamp(new.mtime_ns),
         )
@@ -195,9 +197,15 @@ impl Inner {
             // Memory for the edges is had before the commit: after it nothing may fail.
             let spares = Pages::zeroed(1, &self.cache.borrow().meter.clone())
                 .and_then(|a| Ok([a, Pages::zeroed(1, &self.cache.borrow().meter.clone())?]))?;
+            // What is cut depends on the size and the pages that only memory has: a write between the body and its commit
+            // would leave bytes behind the end, or lose some.
+            let epoch = || self.cache.borrow().get(object).map(|file| file.epoch);
+            let seen = Cell::new(None);
+            let unchanged = || planted::is(Fault::CutOvertaken) || epoch() == seen.get();
             let (step, seq) = self
                 .engine
-                .transact(Class::Delete, async |tx| {
+                .transact_while(Class::Delete, &unchanged, async |tx| {
+                    seen.set(epoch());
                     let mut names = self.names(tx);
                     match plan(&mut names).await? {
                         None => Ok(Step::Nothing(Box::new(names.live(number).await?))),
@@ -250,7 +258,7 @@ impl Inner {
         plan: Plan,
         loaded: &[Loaded],
     ) -> FsResult<Step> {
-        let Plan { old, mut new, hole } = plan;
+        let Plan { old, mut new, hole, keeps } = plan;
         let mut inlined = [None; 2];
         let mut used = 0i64;
         for (n, (page, zero)) in hole.edges().enumerate() {
@@ -283,10 +291,31 @@ impl Inner {
                 names.tx.put(Tree::LoggedOps, op_key(number), op.to_value());
             }
         }
+        if let Some(size) = keeps
+            && !self.keeps_unlogged(number, &hole, inlined)
+        {
+            // What is pending goes with the pages: the record says it.
+            new.size = size;
+        }
         new.used = new.used.saturating_add_signed(used);
         new.content_version += 1;
         names.store(number, &new);
         Ok(Step::Cut(Box::new(Cut { old, new, hole, inlined, more })))
+    }
+
+    /// Whether pages that are nowhere but in memory outlive a cut, and with them what is pending.
+    fn keeps_unlogged(&self, number: u64, hole: &Hole, inlined: [Option<u64>; 2]) -> bool {
+        let cache = self.cache.borrow();
+        let file = cache.get(object(number));
+        let mut unlogged = file
+            .into_iter()
+            .flat_map(|f| f.dirty_in(super::sync::ALL_PAGES))
+            .filter(|(_, _, dirty)| !dirty.logged);
+        let goes = |page: u64| {
+            let is_edge = |(n, (edge, _)): (usize, (u64, _))| edge == page && inlined[n].is_some();
+            hole.whole.contains(&(page * BLOCK)) || hole.edges().enumerate().any(is_edge)
+        };
+        unlogged.any(|(page, ..)| !goes(page))
     }
 
     /// If a cut is still deleting what lies in `range` of a file, waits for a change and says so.

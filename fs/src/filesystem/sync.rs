@@ -16,7 +16,7 @@ use crate::cache::TakenPage;
 use crate::cache::store::{Take, Which};
 use crate::engine::{DataDep, DataKind, Placed, SpaceReservation};
 use crate::extent;
-use crate::namespace::{Names, Pending, inode_of, object};
+use crate::namespace::{Pending, inconsistent, inode_of};
 use crate::planted::{self, Fault};
 use crate::tx::Class;
 use crate::vfs::*;
@@ -48,6 +48,8 @@ struct Batch<'a> {
     inner: &'a Inner,
     object: ObjectId,
     pages: Vec<TakenPage>,
+    /// What was pending of the file when its pages were taken.
+    pending: Option<Pending>,
 }
 
 impl Drop for Batch<'_> {
@@ -183,9 +185,9 @@ impl Inner {
                         in_flight = !planted::is(Fault::InFlightIgnored);
                         break;
                     }
-                    Take::Batch(taken, space) => {
+                    Take::Batch(taken, space, pending) => {
                         left -= taken.len();
-                        let batch = Batch { inner: self, object, pages: taken };
+                        let batch = Batch { inner: self, object, pages: taken, pending };
                         result = self.write_batch(batch, space).await.map(|w| written.push(w));
                     }
                 }
@@ -290,7 +292,11 @@ impl Inner {
             .transact(Class::WriteBack, async |tx| {
                 let mut names = self.names(tx);
                 let Some(mut record) = names.load(number).await?.filter(|r| r.nlink > 0) else {
-                    return Ok(false);
+                    // What lost its last name has lost its pages too.
+                    return match self.cache.borrow().still_taken(object, &batch.pages) {
+                        0 => Ok(false),
+                        _ => Err(inconsistent("pages of a file without a record", number)),
+                    };
                 };
                 let (mut used, mut end) = (0, 0);
                 for placement in placements {
@@ -305,8 +311,10 @@ impl Inner {
                 }
                 if end > 0 {
                     record.used = record.used.saturating_add_signed(used);
-                    let others = self.unlogged_besides(object, all());
-                    self.fold_pending(&mut names, number, &mut record, end, others);
+                    let newest = self.cache.borrow().pending(object);
+                    let whole = self.unlogged_besides(object, all()) == 0;
+                    fold_pending(&mut record, newest, batch.pending, end, whole);
+                    names.store(number, &record);
                 }
                 Ok(true)
             })
@@ -341,26 +349,6 @@ impl Inner {
         file.unlogged_pages - pages.filter(is).count()
     }
 
-    /// Puts what is pending into a record whose content up to `end` is being committed. The size grows only as far as
-    /// content is there, until no other dirty page is left.
-    fn fold_pending(&self, names: &mut Names<'_>, number: u64, record: &mut Inode, end: u64, others: usize) {
-        if let Some(pending) = self.cache.borrow().pending(object(number)) {
-            let Pending { size, mtime, ctime, change, drops_privileges, .. } = pending;
-            let others = if planted::is(Fault::SizeForgotten) { usize::MAX } else { others };
-            let end = if planted::is(Fault::SizeForgotten) { 0 } else { end };
-            record.size = if others == 0 { size } else { record.size.max(size.min(end)) };
-            record.mtime_ns = mtime.0;
-            record.ctime_ns = record.ctime_ns.max(ctime.0);
-            record.change = record.change.max(change);
-            if drops_privileges {
-                record.mode = crate::namespace::record::without_privileges(record.mode as u32) as u16;
-            }
-        }
-        // Also when all else stays equal: whoever looked at pages and keys before this commit must look again.
-        record.content_version += 1;
-        names.store(number, record);
-    }
-
     /// Commits one page's content as an inline extent.
     async fn commit_inline(&self, object: ObjectId, page: u64) -> FsResult<()> {
         let number = object.inode;
@@ -368,22 +356,25 @@ impl Inner {
             .engine
             .transact(Class::Normal, async |tx| {
                 let mut names = self.names(tx);
-                let Some(mut record) = names.load(number).await?.filter(|r| r.nlink > 0) else {
-                    return Ok(None);
-                };
+                let record = names.load(number).await?.filter(|r| r.nlink > 0);
+                // Content, version and what is pending, as they are at one moment: inserting may wait.
                 let found = {
                     let cache = self.cache.borrow();
                     let file = cache.get(object);
                     file.and_then(|file| {
                         let (cached, dirty) = (file.cached(page)?, file.dirty(page)?);
-                        let others = file.unlogged_pages - usize::from(!dirty.logged);
-                        Some((inline(page, cached.page.bytes()), dirty.version, others))
+                        let whole = file.unlogged_pages == usize::from(!dirty.logged);
+                        Some((inline(page, cached.page.bytes()), dirty.version, file.pending(), whole))
                     })
                 };
-                let Some((extent, version, others)) = found else { return Ok(None) };
+                let Some((extent, version, pending, whole)) = found else { return Ok(None) };
+                let Some(mut record) = record else {
+                    return Err(inconsistent("a page of a file without a record", number));
+                };
                 let used = extent::insert(names.tx, number, &extent).await?;
                 record.used = record.used.saturating_add_signed(used);
-                self.fold_pending(&mut names, number, &mut record, extent.end, others);
+                fold_pending(&mut record, pending, pending, extent.end, whole);
+                names.store(number, &record);
                 Ok(Some((version, record.size)))
             })
             .await?;
@@ -396,6 +387,27 @@ impl Inner {
             self.cleaned.notify();
         }
         Ok(())
+    }
+}
+
+/// Puts what is pending into a record whose content up to `end` is being committed. If that is all there is of new content
+/// (`whole`), the record becomes what the `newest` writes made it. Else it becomes what they had made it when this content
+/// was `taken`, and the size grows only as far as content is there: a size never shows bytes that are not committed.
+fn fold_pending(record: &mut Inode, newest: Option<Pending>, taken: Option<Pending>, end: u64, whole: bool) {
+    // Also when all else stays equal: whoever looked at pages and keys before this commit must look again.
+    record.content_version += 1;
+    let (Some(newest), Some(taken)) = (newest, taken) else { return };
+    let whole = whole && !planted::is(Fault::SizeForgotten);
+    let end = if planted::is(Fault::SizeForgotten) { 0 } else { end };
+    let size = if planted::is(Fault::SizeRunsAhead) { newest.size } else { newest.size.min(taken.size) };
+    record.size = if whole { newest.size } else { record.size.max(size.min(end)) };
+    let Pending { ctime, change, .. } = if whole { newest } else { taken };
+    record.ctime_ns = record.ctime_ns.max(ctime.0);
+    record.change = record.change.max(change);
+    // What a SETATTR set since then is in `newest` only.
+    record.mtime_ns = newest.mtime.0;
+    if newest.drops_privileges {
+        record.mode = crate::namespace::record::without_privileges(record.mode as u32) as u16;
     }
 }
 

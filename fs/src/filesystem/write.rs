@@ -49,10 +49,12 @@ impl Inner {
         let mut change = self
             .with_patience(until, async || self.write_cached(caller, object, offset, &mut data).await)
             .await?;
-        if stability > Stability::Unstable && start < end {
-            change.seq = self
-                .with_patience(until, async || self.sync_range(object, pages_of(start, end)).await)
-                .await?;
+        if stability > Stability::Unstable {
+            if start < end {
+                change.seq = self
+                    .with_patience(until, async || self.sync_range(object, pages_of(start, end)).await)
+                    .await?;
+            }
             change.value.stability = Stability::FileSync;
         }
         Ok(change)
