@@ -324,6 +324,10 @@ struct Admissible<'a> {
     states: &'a States,
     /// For each byte, the first state that it may be of.
     floor: Vec<usize>,
+    /// For each byte, the last state of which it was promised.
+    promised: Vec<Option<usize>>,
+    /// Truncates that survived, or may have.
+    cuts: Vec<&'a Act>,
     /// Deeds that were under way: theirs may be there as well.
     unanswered: Vec<&'a Act>,
 }
@@ -332,17 +336,24 @@ impl<'a> Admissible<'a> {
     /// `end` is the last commit that survived.
     fn of(states: &'a States, story: &'a Story, end: Seq) -> Admissible<'a> {
         let mut floor = vec![0; REACH_BYTES as usize];
+        let mut promised = vec![None; REACH_BYTES as usize];
+        let range_of =
+            |range: Range<u64>| inside(&[0; REACH_BYTES as usize], range.start, range.end - range.start);
         let mut raise = |range: Range<u64>, to: usize| {
-            for byte in &mut floor[inside(&[0; REACH_BYTES as usize], range.start, range.end - range.start)] {
-                *byte = to.max(*byte);
-            }
+            floor[range_of(range)].iter_mut().for_each(|byte| *byte = to.max(*byte));
+        };
+        let mut promise = |range: Range<u64>, at: usize| {
+            let size = states.states[at].1.len() as u64;
+            let range = range.start.min(size)..range.end.min(size);
+            promised[range_of(range)].iter_mut().for_each(|byte| *byte = Some(at).max(*byte));
         };
         let answered = || story.acts.iter().filter(|act| act.answered.is_some());
         for act in answered() {
             let state = act.post.map_or(0, |post| states.at(post.change));
             match &act.deed {
                 Deed::Write { offset, len, stability: Stability::FileSync | Stability::DataSync, .. } => {
-                    raise(*offset..offset + len, state)
+                    raise(*offset..offset + len, state);
+                    promise(*offset..offset + len, state);
                 }
                 Deed::Size(size) if act.seq <= end => raise(*size..REACH_BYTES, state),
                 Deed::Punch { offset, len } if act.seq <= end => raise(*offset..offset + len, state),
@@ -351,13 +362,18 @@ impl<'a> Admissible<'a> {
                     let before = answered().filter(|other| other.answered < Some(act.asked));
                     let last = before.filter_map(|other| other.post).map(|post| post.change).max();
                     let range = if *len == 0 { 0..REACH_BYTES } else { *offset..offset + len };
-                    raise(range, last.map_or(0, |change| states.at(change)));
+                    let state = last.map_or(0, |change| states.at(change));
+                    raise(range.clone(), state);
+                    promise(range, state);
                 }
                 _ => {}
             }
         }
         let unanswered = story.acts.iter().filter(|act| act.answered.is_none()).collect();
-        Admissible { states, floor, unanswered }
+        let survived = |act: &&Act| act.answered.is_none() || act.seq <= end;
+        let cuts =
+            story.acts.iter().filter(|act| matches!(act.deed, Deed::Size(_))).filter(survived).collect();
+        Admissible { states, floor, promised, cuts, unanswered }
     }
 
     fn check(&self, found: &[u8]) -> Result<(), String> {
@@ -398,16 +414,16 @@ impl<'a> Admissible<'a> {
         if !was {
             return Err(format!("it never was {size} bytes long"));
         }
-        // Bytes that were promised after the file last was too short for them.
-        let kept = self.floor.iter().enumerate().skip(size).find(|(at, floor)| {
-            let cut = |act: &&Act| matches!(act.deed, Deed::Size(s) if s as usize <= *at);
-            self.states.states[**floor..].iter().all(|(_, bytes)| bytes.len() > *at)
-                && !self.unanswered.iter().any(|act| cut(act))
-                && **floor > 0
+        // Promised bytes are there, unless a cut that survived took them away again.
+        let lost = self.promised.iter().enumerate().skip(size).find(|(at, promised)| {
+            let Some(promised) = **promised else { return false };
+            let cut = |act: &&&Act| matches!(act.deed, Deed::Size(s) if s as usize <= *at);
+            let since = |act: &&&Act| act.post.is_none_or(|post| self.states.at(post.change) > promised);
+            !self.cuts.iter().filter(cut).any(|act| since(&act))
         });
-        match kept {
-            Some((at, floor)) => {
-                Err(format!("it ends at {size}, but byte {at} was promised at state {floor}"))
+        match lost {
+            Some((at, promised)) => {
+                Err(format!("it ends at {size}, but byte {at} was promised at state {promised:?}"))
             }
             None => Ok(()),
         }
@@ -478,7 +494,7 @@ pub fn tug_world<S: Store>(store: &S, seed: u64, clients: usize, steps: usize) -
     let (left, end) = recovered(store, seed, &images)?;
     if cut {
         let admissible = Admissible::of(&states, &story, end.unwrap_or(Seq(u64::MAX)));
-        admissible.check(&left).map_err(|why| format!("{why}{}", states.told(&story)))?;
+        admissible.check(&left).map_err(|why| format!("{why}, end {end:?}{}", states.told(&story)))?;
     } else if let Some((_, last)) = states.states.last().filter(|(_, last)| **last != left) {
         return Err(format!("after a clean remount: {}", first_difference(last, &left, 0)));
     }

@@ -291,11 +291,8 @@ impl Inner {
                 names.tx.put(Tree::LoggedOps, op_key(number), op.to_value());
             }
         }
-        if let Some(size) = keeps
-            && !self.keeps_unlogged(number, &hole, inlined)
-        {
-            // What is pending goes with the pages: the record says it.
-            new.size = size;
+        if let Some(size) = keeps {
+            new.size = self.size_of_what_goes(number, &hole, inlined, old.size, size);
         }
         new.used = new.used.saturating_add_signed(used);
         new.content_version += 1;
@@ -303,19 +300,31 @@ impl Inner {
         Ok(Step::Cut(Box::new(Cut { old, new, hole, inlined, more })))
     }
 
-    /// Whether pages that are nowhere but in memory outlive a cut, and with them what is pending.
-    fn keeps_unlogged(&self, number: u64, hole: &Hole, inlined: [Option<u64>; 2]) -> bool {
+    /// The size to commit with a punch, which keeps the `pending` one. With the last page that is nowhere but in memory
+    /// goes what is pending, so the record says it; else, as in a write-back, the size grows as far as content is committed.
+    fn size_of_what_goes(
+        &self,
+        number: u64,
+        hole: &Hole,
+        inlined: [Option<u64>; 2],
+        stored: u64,
+        pending: u64,
+    ) -> u64 {
         let cache = self.cache.borrow();
         let file = cache.get(object(number));
-        let mut unlogged = file
-            .into_iter()
-            .flat_map(|f| f.dirty_in(super::sync::ALL_PAGES))
-            .filter(|(_, _, dirty)| !dirty.logged);
         let goes = |page: u64| {
             let is_edge = |(n, (edge, _)): (usize, (u64, _))| edge == page && inlined[n].is_some();
             hole.whole.contains(&(page * BLOCK)) || hole.edges().enumerate().any(is_edge)
         };
-        unlogged.any(|(page, ..)| !goes(page))
+        let pages = file.into_iter().flat_map(|f| f.dirty_in(super::sync::ALL_PAGES));
+        let (mut all, mut end) = (true, 0);
+        for (page, ..) in pages.filter(|(_, _, dirty)| !dirty.logged) {
+            match goes(page) {
+                true => end = (page + 1) * BLOCK,
+                false => all = false,
+            }
+        }
+        if all { pending } else { stored.max(pending.min(end)) }
     }
 
     /// If a cut is still deleting what lies in `range` of a file, waits for a change and says so.
