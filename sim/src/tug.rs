@@ -24,6 +24,8 @@ const BEGIN_BYTES: usize = 64 << 10;
 const REACH_BYTES: u64 = 96 << 10;
 /// Device commands after which the power goes at the latest; most worlds make about as many.
 const COMMANDS: u64 = 400;
+/// How often, in percent, a deed begins at the end of the file.
+const APPEND_PERCENT: u32 = 25;
 const FILE: &[u8] = b"tug";
 
 /// What a client does to the file.
@@ -79,14 +81,18 @@ impl Story {
     }
 }
 
-fn draw(random: &mut Random, number: u32) -> Deed {
+/// The next deed on a file that was `end` bytes long a moment ago.
+fn draw(random: &mut Random, number: u32, end: u64) -> Deed {
     let place = |random: &mut Random| {
         let offset = random.below(REACH_BYTES - 20_000);
         let offset = if random.percent(50) { offset & !(BLOCK - 1) } else { offset };
         let len = *random.pick(&[1, 100, 512, 4096, 4096, 8192, 20_000]);
         (offset, len)
     };
-    let (offset, len) = place(random);
+    let (offset, len) = match random.percent(APPEND_PERCENT) && end < REACH_BYTES - 20_000 {
+        true => (end, *random.pick(&[1, 100, 700])),
+        false => place(random),
+    };
     match random.below(100) {
         0..40 => {
             let unstable = Stability::Unstable;
@@ -414,6 +420,18 @@ impl<'a> Admissible<'a> {
         if !was {
             return Err(format!("it never was {size} bytes long"));
         }
+        // A size that writes made is there only with the content that made it.
+        let all = || self.states.states.iter().map(|(_, bytes)| bytes);
+        let set = |act: &&Act| matches!(act.deed, Deed::Size(s) if s == size as u64);
+        let last = size.saturating_sub(1) / BLOCK_SIZE * BLOCK_SIZE..size;
+        let begin = self.states.states[0].1.len() == size;
+        if self.unanswered.is_empty() && !begin && !self.cuts.iter().any(|act| set(&act)) {
+            let fits =
+                |state: &&Rc<Vec<u8>>| state.len() >= size && state[last.clone()] == found[last.clone()];
+            if !all().any(|state| fits(&state)) {
+                return Err(format!("its last block never was so in a file of {size} bytes or more"));
+            }
+        }
         // Promised bytes are there, unless a cut that survived took them away again.
         let lost = self.promised.iter().enumerate().skip(size).find(|(at, promised)| {
             let Some(promised) = **promised else { return false };
@@ -456,7 +474,9 @@ pub fn tug_world<S: Store>(store: &S, seed: u64, clients: usize, steps: usize) -
                 let mut random = world.random(&format!("client {number}"));
                 Box::pin(async move {
                     for step in 0..steps {
-                        let deed = draw(&mut random, (number * steps + step) as u32);
+                        let end =
+                            story.borrow().acts.iter().rev().find_map(|act| act.post).map_or(0, |p| p.size);
+                        let deed = draw(&mut random, (number * steps + step) as u32, end);
                         if let Err(why) = act(&*fs, file, story, deed).await {
                             problem.borrow_mut().get_or_insert(why);
                             return;
