@@ -15,6 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("appliance", &["platform", "fs", "accel", "share", "nfs", "nbd"]),
     ("net", &["platform"]),
     ("drivers", &["platform"]),
+    ("drivers/fake", &["platform", "drivers"]),
     ("boot", &[]),
     ("boot/image", &[]),
     ("kernel", &["platform", "boot", "drivers", "net", "fs", "appliance", "model"]),
@@ -22,7 +23,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &["platform", "fs"]),
     (
         "sim",
-        &["platform", "fs", "format", "accel", "model", "share", "nfs", "nbd", "appliance", "net", "drivers"],
+        &["platform", "fs", "format", "accel", "model", "share", "nfs", "nbd", "appliance", "net", "drivers", "fake"],
     ),
     ("bench", &["platform", "fs", "format", "host"]),
     ("tests/tidy", &[]),
