@@ -1,9 +1,10 @@
 //! Whole appliances by seed: NFS and NBD clients over a simulated network, disks that forget and fail, power cuts while
 //! clients work.
 //!
-//! A failure names its seed; `cargo sim --seed N --world appliance` replays it. `SEEDS=A..B` runs others.
+//! A failure names its seed; `cargo sim --seed N --world appliance` replays it. `SEEDS=A..B` runs others,
+//! `WHOLE=1` all of them with TCP/IP, cards and drivers (`--world full-appliance`).
 
-use moraine_sim::appliance::{Seen, appliance_world};
+use moraine_sim::appliance::{Seen, appliance_world, whole_appliance_world};
 use moraine_sim::harness::Tally;
 use std::ops::Range;
 
@@ -35,7 +36,9 @@ fn what_each_protocol_called_stable_survives() {
     let (mut total, mut seen) = (Tally::default(), Seen::default());
     let found = FOUND.into_iter().filter(|_| std::env::var("SEEDS").is_err());
     for seed in range().chain(found) {
-        match appliance_world(seed) {
+        let whole = std::env::var("WHOLE").is_ok();
+        let world = if whole { whole_appliance_world } else { appliance_world };
+        match world(seed) {
             Ok((tally, happened)) => {
                 total.add(tally);
                 seen.add(happened);

@@ -29,6 +29,7 @@ const GSO_TCP4: u8 = 1;
 const WAITING_MAX: usize = 256;
 
 const ETHERNET: usize = 14;
+const FRAME_MIN: usize = 60;
 const IP4_TOTAL_LEN: usize = ETHERNET + 2;
 const IP4_CHECKSUM: usize = ETHERNET + 10;
 const IP4_ADDRESSES: usize = ETHERNET + 12;
@@ -150,16 +151,22 @@ impl VirtioCard {
         true
     }
 
+    /// Sends a frame, as long as one must be.
+    fn leave(&self, mut frame: Vec<u8>) {
+        frame.resize(frame.len().max(FRAME_MIN), 0);
+        self.wire.send(frame);
+    }
+
     fn transmit(&self, header: &[u8; HEADER], mut frame: Vec<u8>) {
         let word = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
         let (header_len, segment, start, offset) = (word(2), word(4), word(6), word(8));
         if header[0] & NEEDS_CHECKSUM == 0 {
             assert_eq!(header[1], 0, "segmentation needs checksums");
-            return self.wire.send(frame);
+            return self.leave(frame);
         }
         if header[1] == 0 {
             fill_checksum(&mut frame, start, offset);
-            return self.wire.send(frame);
+            return self.leave(frame);
         }
         assert_eq!(header[1], GSO_TCP4, "the stack has only segments of IPv4 cut");
         let ip_len = usize::from(u16::from_be_bytes([frame[IP4_TOTAL_LEN], frame[IP4_TOTAL_LEN + 1]]));
@@ -184,7 +191,7 @@ impl VirtioCard {
             let at = start + TCP_CHECKSUM;
             cut[at..at + 2].copy_from_slice(&pseudo.to_be_bytes());
             fill_checksum(&mut cut, start, offset);
-            self.wire.send(cut);
+            self.leave(cut);
         }
     }
 }
