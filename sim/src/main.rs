@@ -63,7 +63,7 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [(Kind, &'static str); 9] = [
+    const ALL: [(Kind, &'static str); 10] = [
         (Kind::Lockstep, "lockstep"),
         (Kind::Crowd, "crowd"),
         (Kind::Tangle, "tangle"),

@@ -1,6 +1,6 @@
 //! Hosts with TCP/IP on an Ethernet that does to frames what it likes: what one sends is what the other receives.
 
-use moraine_platform::{Listener, Network, Stream};
+use moraine_platform::{Listener, Stream};
 use moraine_sim::ethernet::{Ethernet, Frames, Treatment};
 use moraine_sim::{World, WorldConfig};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -41,7 +41,7 @@ fn there_and_back(seed: u64, treatment: Treatment, outage: bool) -> (bool, Frame
         };
         platform.spawn.spawn("outage", Box::pin(cut));
     }
-    let sent: Vec<u8> = (0..BYTES as u32).map(|n| (n * n >> 5) as u8).collect();
+    let sent: Vec<u8> = (0..BYTES as u32).map(|n| (n.wrapping_mul(n) >> 5) as u8).collect();
     let same = world.run(async {
         let stream: Rc<dyn Stream> = client.connect(SocketAddr::new(SERVER, PORT)).await.expect("connected");
         let mut back = vec![0; BYTES];

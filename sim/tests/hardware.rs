@@ -2,10 +2,12 @@
 
 use moraine_fake::Offloads;
 use moraine_fake::virtio::Bus;
+use moraine_platform::sync::Event;
 use moraine_platform::{BlockDevice, Buf, Fua, IoError};
 use moraine_sim::ethernet::{Ethernet, Treatment};
 use moraine_sim::hardware::{Attachment, assemble};
 use moraine_sim::{DiskConfig, Image, SimDisk, World};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,10 +21,10 @@ const FINE: Treatment = Treatment { delay_ns: (2_000, 50_000), lost: 0, late: 0,
 const LEN: usize = 20_480;
 
 /// Runs `test` with a disk as its driver shows it, and the one behind.
-fn with_disk<T>(
+fn with_disk<T: 'static>(
     seed: u64,
     kind: Attachment,
-    test: impl AsyncFnOnce(Rc<dyn BlockDevice>, &SimDisk) -> T,
+    test: impl AsyncFnOnce(Rc<dyn BlockDevice>, Rc<SimDisk>) -> T + 'static,
 ) -> (T, Duration) {
     let world = World::new(seed);
     let machine = world.machine();
@@ -32,7 +34,15 @@ fn with_disk<T>(
     let disks = [(disk.clone(), kind)];
     let hardware = assemble(&machine, &disks, (&cable, 1500, Offloads::All), &mut random).expect("probed");
     let seen = hardware.disks[0].clone();
-    let done = world.run(test(seen, &disk));
+    let (result, ended) = (Rc::new(RefCell::new(None)), Rc::new(Event::new()));
+    let (slot, end) = (result.clone(), ended.clone());
+    // As a program on the machine: its turns are what the reactor goes by.
+    let program = async move {
+        *slot.borrow_mut() = Some(test(seen, disk).await);
+        end.notify();
+    };
+    machine.platform().spawn.spawn("test", Box::pin(program));
+    let done = world.run(ended.until(|| result.take()));
     (done, Duration::from_nanos(world.now().0))
 }
 
@@ -50,7 +60,7 @@ async fn read(disk: &dyn BlockDevice, at: u64) -> Result<Vec<u8>, IoError> {
 #[test]
 fn what_is_written_is_read_and_durable_when_flushed() {
     for (seed, kind) in (0..).zip(KINDS) {
-        let ((), took) = with_disk(seed, kind, async |seen, behind| {
+        let ((), took) = with_disk(seed, kind, async move |seen, behind| {
             assert_eq!(seen.info().size, 1 << 20);
             assert!(seen.info().volatile_cache);
             assert_eq!(seen.info().fua, kind == Attachment::Nvme);
@@ -74,7 +84,7 @@ fn what_is_written_is_read_and_durable_when_flushed() {
 #[test]
 fn errors_come_through_and_what_is_gone_stays_so() {
     for (seed, kind) in (10..).zip(KINDS) {
-        with_disk(seed, kind, async |seen, behind| {
+        with_disk(seed, kind, async move |seen, behind| {
             behind.faults(|f| f.fail_command(0, IoError::Media));
             assert_eq!(read(&*seen, 0).await, Err(IoError::Media), "{kind:?}");
             assert_eq!(read(&*seen, 0).await, Ok(vec![0; LEN]));
@@ -90,7 +100,7 @@ fn errors_come_through_and_what_is_gone_stays_so() {
 #[test]
 fn a_command_that_is_never_answered_times_out_and_the_others_go_on() {
     for (seed, kind) in (20..).zip(KINDS) {
-        let ((), took) = with_disk(seed, kind, async |seen, behind| {
+        let ((), took) = with_disk(seed, kind, async move |seen, behind| {
             behind.faults(|f| f.fail_command(0, IoError::Timeout));
             assert_eq!(seen.write(0, content(3), Fua::No).await.result, Err(IoError::Timeout), "{kind:?}");
             assert_eq!(seen.write(0, content(4), Fua::No).await.result, Ok(()));
@@ -103,7 +113,7 @@ fn a_command_that_is_never_answered_times_out_and_the_others_go_on() {
 #[test]
 fn a_write_that_a_reset_ended_never_lands_later() {
     for (seed, kind) in (30..).zip(KINDS) {
-        with_disk(seed, kind, async |seen, behind| {
+        with_disk(seed, kind, async move |seen, behind| {
             behind.faults(|f| f.slow_factor = 100_000_000);
             let late = seen.write(0, content(5), Fua::No).await.result;
             assert_eq!(late, Err(IoError::Timeout), "{kind:?}");
