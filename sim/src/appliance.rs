@@ -78,7 +78,7 @@ const JUMPS: [Duration; 4] =
 /// How far from the right time it may be, in nanoseconds.
 const AWAY_MAX: u64 = 1 << 59;
 /// How many in 100,000 buffers are refused where memory is short.
-const REFUSED: [u64; 4] = [30, 300, 1000, 5000];
+const REFUSED: [u64; 4] = [300, 3000, 10_000, 30_000];
 
 /// A machine and what runs on it.
 struct Boot {
