@@ -1,8 +1,8 @@
 //! The NVMe driver against a fake controller: data, order, errors, timeouts, reset, nonsense.
 
-use moraine_fake::nvme::{Fate, Media, Nvme};
-use moraine_fake::{Function, Random, Board, probe};
 use moraine_drivers::{Found, Service};
+use moraine_fake::nvme::{Fate, Media, Nvme};
+use moraine_fake::{Board, Function, Random, probe};
 use moraine_platform::{BlockDevice, Buf, Fua, IoDone, IoError, IoFuture};
 use proptest::prelude::*;
 use std::rc::Rc;

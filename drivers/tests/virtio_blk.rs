@@ -1,8 +1,8 @@
 //! The virtio-blk driver against a fake device on each bus.
 
-use moraine_fake::virtio::{Backend, Bus, Chain, EVENT_IDX, INDIRECT, MMIO, VERSION_1, Virtio};
-use moraine_fake::{Function, Random, Board, probe};
 use moraine_drivers::{Found, Hal, MmioWindow, Service};
+use moraine_fake::virtio::{Backend, Bus, Chain, EVENT_IDX, INDIRECT, MMIO, VERSION_1, Virtio};
+use moraine_fake::{Board, Function, Random, probe};
 use moraine_platform::{BlockDevice, Buf, Fua, IoDone, IoError, IoFuture};
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};

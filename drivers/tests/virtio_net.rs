@@ -1,8 +1,8 @@
 //! The virtio-net driver against a fake card: frames both ways, offloads, back-pressure, nonsense.
 
-use moraine_fake::virtio::{Backend, Bus, Chain, EVENT_IDX, INDIRECT, MMIO, VERSION_1, Virtio};
-use moraine_fake::{Function, Random, Board, probe};
 use moraine_drivers::{Found, Hal, MmioWindow};
+use moraine_fake::virtio::{Backend, Bus, Chain, EVENT_IDX, INDIRECT, MMIO, VERSION_1, Virtio};
+use moraine_fake::{Board, Function, Random, probe};
 use moraine_platform::{NicDevice, RxChecksum, RxMeta, Segmentation, TxChecksum, TxMeta, TxSegmentation};
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};

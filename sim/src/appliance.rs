@@ -73,8 +73,12 @@ const WEATHER: Duration = Duration::from_millis(150);
 
 /// The clock on the wall jumps at least so often, and up to so far.
 const JUMP_EACH: Duration = Duration::from_millis(400);
-const JUMPS: [Duration; 4] =
-    [Duration::from_nanos(100), Duration::from_millis(1), Duration::from_secs(3600), Duration::from_secs(1 << 27)];
+const JUMPS: [Duration; 4] = [
+    Duration::from_nanos(100),
+    Duration::from_millis(1),
+    Duration::from_secs(3600),
+    Duration::from_secs(1 << 27),
+];
 /// How far from the right time it may be, in nanoseconds.
 const AWAY_MAX: u64 = 1 << 59;
 /// How many in 100,000 buffers are refused where memory is short.
@@ -331,7 +335,7 @@ impl Play<'_> {
             (fault, self.world.random(&format!("fault of boot {boot}")))
         });
         let refused = *self.world.random(&format!("memory of boot {boot}")).pick(&REFUSED);
-        let refused = if cut && self.nature.little_memory { refused } else { 0 };
+        let refused = if self.nature.little_memory && !self.scene.finale.get() { refused } else { 0 };
         self.world.inner().refuse_memory(0);
         let (wiring, machine, world) = (self.wiring.clone(), on.machine.clone(), self.world.inner().clone());
         let mut devices = self.world.random(&format!("devices of boot {boot}"));

@@ -306,7 +306,10 @@ impl SimDisk {
                     Writing::Fault(WriteFault::Zombie { after_ns }) => {
                         if let Some(world) = weak.upgrade() {
                             let lands = move || {
-                                shared.upgrade().iter().for_each(|c| c.borrow_mut().cache.complete(id, false));
+                                shared
+                                    .upgrade()
+                                    .iter()
+                                    .for_each(|c| c.borrow_mut().cache.complete(id, false));
                             };
                             world.at(world.now_ns() + after_ns, Box::new(lands));
                         }

@@ -137,11 +137,8 @@ impl Ethernet {
         });
         cable.plug(card.clone());
         let platform = world.platform();
-        let limits = Config {
-            buffer_bytes: HOST_BUFFERS,
-            connections_max: HOST_CONNECTIONS,
-            ..Config::default()
-        };
+        let limits =
+            Config { buffer_bytes: HOST_BUFFERS, connections_max: HOST_CONNECTIONS, ..Config::default() };
         let stack = Stack::new(&platform, card, &Config { addressing: only(ip), ..limits });
         let stack = stack.expect("a host's address is one");
         platform.spawn.spawn("host's stack", Box::pin(stack.clone().run()));
@@ -157,7 +154,10 @@ impl Ethernet {
     /// Carries a frame to whom it is for.
     fn carry(&self, from: &Cable, frame: &[u8]) {
         self.count(|frames| frames.sent += 1);
-        assert!(frame.len() >= FRAME_MIN && frame.len() <= HEADER + usize::from(self.mtu), "frames fit the link");
+        assert!(
+            frame.len() >= FRAME_MIN && frame.len() <= HEADER + usize::from(self.mtu),
+            "frames fit the link"
+        );
         let to_many = frame[0] & 1 != 0;
         for cable in self.cables.borrow().iter().filter(|cable| cable.mac != from.mac) {
             if to_many || frame[..6] == cable.mac {

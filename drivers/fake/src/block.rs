@@ -77,8 +77,7 @@ impl VirtioDisk {
             hung: RefCell::default(),
         });
         let features = FEATURES | VERSION_1 | EVENT_IDX | INDIRECT;
-        let attached =
-            Virtio::attach_as(index, board, (bus, KIND), (features, config), disk.clone(), seed);
+        let attached = Virtio::attach_as(index, board, (bus, KIND), (features, config), disk.clone(), seed);
         *disk.device.borrow_mut() = Rc::downgrade(&attached.0);
         attached
     }

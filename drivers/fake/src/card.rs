@@ -252,7 +252,8 @@ fn fill_checksum(frame: &mut [u8], start: usize, offset: usize) {
 /// Whether a frame is a TCP segment over IPv4 without options, whole and sound.
 fn tcp4_checksum_is_right(frame: &[u8]) -> bool {
     let start = ETHERNET + 20;
-    if frame.len() < start + 20 || frame[12..15] != [0x08, 0x00, 0x45] || frame[ETHERNET + 9] != PROTOCOL_TCP {
+    if frame.len() < start + 20 || frame[12..15] != [0x08, 0x00, 0x45] || frame[ETHERNET + 9] != PROTOCOL_TCP
+    {
         return false;
     }
     let ip_len = usize::from(u16::from_be_bytes([frame[IP4_TOTAL_LEN], frame[IP4_TOTAL_LEN + 1]]));

@@ -202,12 +202,7 @@ impl Nvme {
     }
 
     /// Attaches controller number `index`.
-    pub fn attach_as(
-        index: u8,
-        board: &Rc<Board>,
-        media: Vec<Media>,
-        seed: u64,
-    ) -> (Rc<Nvme>, Rc<Function>) {
+    pub fn attach_as(index: u8, board: &Rc<Board>, media: Vec<Media>, seed: u64) -> (Rc<Nvme>, Rc<Function>) {
         let nvme = Rc::new_cyclic(|this| Nvme {
             state: RefCell::default(),
             board: Rc::downgrade(board),
@@ -543,7 +538,11 @@ impl Nvme {
         let generation = state.generation + 1;
         *state = State { msix, aqa, asq, acq, generation, ..State::default() };
         self.resets.set(self.resets.get() + 1);
-        self.media.borrow().iter().filter_map(|media| media.medium.as_ref()).for_each(|medium| medium.reset());
+        self.media
+            .borrow()
+            .iter()
+            .filter_map(|media| media.medium.as_ref())
+            .for_each(|medium| medium.reset());
     }
 }
 
