@@ -111,7 +111,9 @@ async fn reactor(turned: Rc<Event>, clock: Rc<dyn Clock>, services: Vec<Rc<dyn S
         }
         let deadline = services.iter().filter_map(|service| service.deadline()).min();
         match deadline {
-            Some(deadline) => drop(either(turned.after(ticket), clock.sleep_until(deadline)).await),
+            Some(deadline) => {
+                either(turned.after(ticket), clock.sleep_until(deadline)).await;
+            }
             None => turned.after(ticket).await,
         }
     }
