@@ -1,10 +1,8 @@
 //! The NVMe driver against a fake controller: data, order, errors, timeouts, reset, nonsense.
 
-mod fake;
-
-use fake::nvme::{Fate, Media, Nvme};
-use fake::{FakeFunction, Random, World, probe};
 use moraine_drivers::{Found, Service};
+use moraine_fake::nvme::{Fate, Media, Nvme};
+use moraine_fake::{Board, Function, Random, probe};
 use moraine_platform::{BlockDevice, Buf, Fua, IoDone, IoError, IoFuture};
 use proptest::prelude::*;
 use std::rc::Rc;
@@ -12,23 +10,23 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 fn media(id: u32, block: usize, len: usize) -> Media {
-    Media { id, block, bytes: vec![0xee; len], metadata: 0, write_protected: false }
+    Media::of_bytes(id, block, vec![0xee; len])
 }
 
 struct Bench {
-    world: Rc<World>,
+    board: Rc<Board>,
     nvme: Rc<Nvme>,
-    function: Rc<FakeFunction>,
+    function: Rc<Function>,
     found: Found,
 }
 
 impl Bench {
     fn with(media: Vec<Media>, seed: u64, edit: impl FnOnce(&Nvme)) -> Bench {
-        let world = World::new();
-        let (nvme, function) = Nvme::attach(&world, media, seed);
+        let board = Board::new();
+        let (nvme, function) = Nvme::attach(&board, media, seed);
         edit(&nvme);
-        let found = probe(&world, std::slice::from_ref(&function), &[]);
-        Bench { world, nvme, function, found }
+        let found = probe(&board, std::slice::from_ref(&function), &[]);
+        Bench { board, nvme, function, found }
     }
 
     fn new() -> Bench {
@@ -44,19 +42,19 @@ impl Bench {
     }
 
     fn run<T>(&self, future: IoFuture<T>) -> T {
-        self.world.run(&self.found.services, future)
+        self.board.run(&self.found.services, future)
     }
 
     fn turn(&self) {
         self.service().poll();
-        self.world.step();
+        self.board.step();
         self.service().poll();
     }
 
     fn turns(&self, count: usize, time: Duration) {
         for _ in 0..count {
             self.turn();
-            self.world.advance(time);
+            self.board.advance(time);
         }
     }
 }
@@ -99,13 +97,13 @@ fn every_namespace_becomes_a_disk_and_unusable_ones_are_named() {
 #[test]
 fn dropping_everything_gives_all_memory_back_and_cuts_the_device_off() {
     let bench = Bench::new();
-    assert!(bench.world.dma_pages_in_use() > 0);
+    assert!(bench.board.dma_pages_in_use() > 0);
     let mut pending = bench.disk().write(0, pattern(4096, 1), Fua::No);
     assert!(poll(&mut pending).is_pending());
-    let Bench { world, function, found, .. } = bench;
+    let Bench { board, function, found, .. } = bench;
     assert!(function.is_bus_master());
     drop((found, pending));
-    assert_eq!(world.dma_pages_in_use(), 0);
+    assert_eq!(board.dma_pages_in_use(), 0);
     assert!(!function.is_bus_master());
 }
 
@@ -217,8 +215,8 @@ fn arming_sees_a_completion_that_came_meanwhile_and_interrupts_follow() {
     bench.service().poll();
     assert!(bench.service().arm(), "nothing there yet");
     assert!(bench.service().deadline().is_some());
-    bench.world.step();
-    assert_eq!(bench.world.interrupts.get(), 1);
+    bench.board.step();
+    assert_eq!(bench.board.interrupts.get(), 1);
     assert!(!bench.service().arm(), "the completion is there");
     assert!(bench.service().poll());
     assert!(poll(&mut read).is_ready());
@@ -231,13 +229,13 @@ fn interrupts_are_masked_while_busy_and_unmasked_to_sleep() {
     for _ in 0..100 {
         bench.run(bench.disk().read(0, Buf::zeroed(512).unwrap()));
     }
-    assert!(bench.world.interrupts.get() < 50, "{} interrupts", bench.world.interrupts.get());
+    assert!(bench.board.interrupts.get() < 50, "{} interrupts", bench.board.interrupts.get());
     assert!(bench.service().arm());
-    bench.world.interrupts.set(0);
+    bench.board.interrupts.set(0);
     let _read = bench.disk().read(0, Buf::zeroed(512).unwrap());
     bench.service().poll();
-    bench.world.step();
-    assert_eq!(bench.world.interrupts.get(), 1);
+    bench.board.step();
+    assert_eq!(bench.board.interrupts.get(), 1);
 }
 
 #[test]
@@ -346,7 +344,7 @@ fn a_late_write_is_quarantined_until_the_reset_and_the_others_begin_again() {
     let mut held = None;
     for _ in 0..200 {
         bench.turn();
-        bench.world.advance(Duration::from_millis(100));
+        bench.board.advance(Duration::from_millis(100));
         if held.is_none() && bench.nvme.resets.get() == 0 && poll(&mut late).is_ready() {
             panic!("answered before the reset");
         }
@@ -439,27 +437,27 @@ fn shutting_down_tells_the_controller() {
     let bench = Bench::new();
     bench.service().shut_down();
     assert!(bench.nvme.was_shut_down());
-    let world = bench.world.clone();
-    let begin = moraine_drivers::Hal::now(&*world);
+    let board = bench.board.clone();
+    let begin = moraine_drivers::Hal::now(&*board);
     bench.nvme.absent.set(true);
     bench.service().shut_down();
-    let took = moraine_drivers::Hal::now(&*world).since(begin);
+    let took = moraine_drivers::Hal::now(&*board).since(begin);
     assert!(took < Duration::from_secs(20), "a controller that is gone is not waited for: {took:?}");
 }
 
 #[test]
 fn a_machine_short_of_memory_says_so() {
-    let world = World::new();
-    let (_nvme, function) = Nvme::attach(&world, vec![media(1, 512, 1 << 20)], 1);
+    let board = Board::new();
+    let (_nvme, function) = Nvme::attach(&board, vec![media(1, 512, 1 << 20)], 1);
     for pages in 0..64 {
-        world.dma_pages_left.set(pages);
-        let found = probe(&world, std::slice::from_ref(&function), &[]);
+        board.dma_pages_left.set(pages);
+        let found = probe(&board, std::slice::from_ref(&function), &[]);
         assert_eq!(found.disks.len() + found.failures.len(), 1);
         if found.disks.is_empty() {
             assert!(found.failures[0].contains("memory"), "{:?}", found.failures);
         }
         drop(found);
-        assert_eq!(world.dma_pages_in_use(), 0);
+        assert_eq!(board.dma_pages_in_use(), 0);
     }
 }
 
@@ -526,7 +524,7 @@ fn random_commands(seed: u64, depth: usize, block: usize, mqes: u16, errors: boo
         }
         bench.turn();
         if errors {
-            bench.world.advance(Duration::from_millis(200));
+            bench.board.advance(Duration::from_millis(200));
         }
         let blocks_of = |at: usize, len: usize| at / block..(at + len) / block;
         let mut i = 0;

@@ -1,10 +1,8 @@
 //! The virtio-blk driver against a fake device on each bus.
 
-mod fake;
-
-use fake::virtio::{Backend, Bus, Chain, EVENT_IDX, INDIRECT, MMIO, VERSION_1, Virtio};
-use fake::{FakeFunction, Random, World, dma_write, probe};
 use moraine_drivers::{Found, Hal, MmioWindow, Service};
+use moraine_fake::virtio::{Backend, Bus, Chain, EVENT_IDX, INDIRECT, MMIO, VERSION_1, Virtio};
+use moraine_fake::{Board, Function, Random, probe};
 use moraine_platform::{BlockDevice, Buf, Fua, IoDone, IoError, IoFuture};
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
@@ -53,8 +51,8 @@ impl Disk {
         let kind = u32::from_le_bytes(header[..4].try_into().unwrap());
         let sector = u64::from_le_bytes(header[8..16].try_into().unwrap()) as usize;
         let fate = if hang { (self.fate.borrow_mut())(kind) } else { Fate::Normal };
-        let (status_at, one) = *chain.writable.last().unwrap();
-        assert_eq!(one, 1, "the status is a part of its own");
+        let status_at = *chain.writable.last().unwrap();
+        assert_eq!(status_at.len, 1, "the status is a part of its own");
         let mut bytes = self.bytes.borrow_mut();
         let status = match fate {
             Fate::Hang => return self.hung.borrow_mut().push(chain.clone()),
@@ -78,7 +76,7 @@ impl Disk {
                     }
                     4 => 0,
                     8 => {
-                        dma_write(chain.writable[0].0, b"serial-7\0\0\0\0\0\0\0\0\0\0\0\0");
+                        chain.writable[0].write(b"serial-7\0\0\0\0\0\0\0\0\0\0\0\0");
                         0
                     }
                     11 | 13 => {
@@ -97,7 +95,7 @@ impl Disk {
                 }
             }
         };
-        dma_write(status_at, &[status]);
+        status_at.write(&[status]);
         device.push_used(0, chain.head.into(), chain.writable_len() as u32);
     }
 }
@@ -106,13 +104,13 @@ impl Backend for Disk {
     fn arrived(&self, _device: &Virtio, queue: u16, chain: Chain) {
         assert_eq!(queue, 0);
         self.log.borrow_mut().push(chain.read()[0].into());
-        let segment = chain.writable.iter().chain(&chain.readable).map(|s| s.1).max().unwrap();
+        let segment = chain.writable.iter().chain(&chain.readable).map(|s| s.len).max().unwrap();
         self.longest_segment.set(self.longest_segment.get().max(segment));
         self.most_descriptors.set(self.most_descriptors.get().max(chain.descriptors));
         self.pending.borrow_mut().push(chain);
     }
 
-    fn step(&self, device: &Virtio) {
+    fn step(&self, device: &Virtio) -> bool {
         let mut pending = self.pending.borrow_mut();
         self.most_in_flight.set(self.most_in_flight.get().max(pending.len() + self.hung.borrow().len()));
         let mut count = pending.len();
@@ -127,6 +125,7 @@ impl Backend for Disk {
             let chain = pending.remove(at);
             self.execute(device, &chain, true);
         }
+        false
     }
 
     fn reset(&self) {
@@ -136,10 +135,10 @@ impl Backend for Disk {
 }
 
 struct Bench {
-    world: Rc<World>,
+    board: Rc<Board>,
     disk: Rc<Disk>,
     device: Rc<Virtio>,
-    function: Rc<FakeFunction>,
+    function: Rc<Function>,
     found: Found,
 }
 
@@ -159,7 +158,7 @@ fn config(bytes: usize, block: u32) -> Vec<u8> {
 
 impl Bench {
     fn with(bus: Bus, features: u64, size: usize, seed: u64, edit: impl FnOnce(&Virtio, &Disk)) -> Bench {
-        let world = World::new();
+        let board = Board::new();
         let disk = Rc::new(Disk {
             bytes: RefCell::new(vec![0xee; size]),
             pending: RefCell::default(),
@@ -172,14 +171,14 @@ impl Bench {
             most_descriptors: Cell::new(0),
         });
         let (device, function) =
-            Virtio::attach(&world, bus, 2, features, config(size, 512), disk.clone(), seed);
+            Virtio::attach(&board, bus, 2, features, config(size, 512), disk.clone(), seed);
         edit(&device, &disk);
         let found = match bus {
-            Bus::Pci => probe(&world, std::slice::from_ref(&function), &[]),
-            _ => probe(&world, &[], &[MmioWindow { address: MMIO, len: 0x200 }]),
+            Bus::Pci => probe(&board, std::slice::from_ref(&function), &[]),
+            _ => probe(&board, &[], &[MmioWindow { address: MMIO, len: 0x200 }]),
         };
         disk.log.borrow_mut().clear();
-        Bench { world, disk, device, function, found }
+        Bench { board, disk, device, function, found }
     }
 
     fn new(bus: Bus) -> Bench {
@@ -196,15 +195,15 @@ impl Bench {
     }
 
     fn run<T>(&self, future: IoFuture<T>) -> T {
-        self.world.run(&self.found.services, future)
+        self.board.run(&self.found.services, future)
     }
 
     fn turns(&self, count: usize, time: Duration) {
         for _ in 0..count {
             self.service().poll();
-            self.world.step();
+            self.board.step();
             self.service().poll();
-            self.world.advance(time);
+            self.board.advance(time);
         }
     }
 }
@@ -340,21 +339,21 @@ fn arming_sees_a_completion_that_came_meanwhile_and_interrupts_follow() {
         let bench = Bench::new(bus);
         for round in 0..50 {
             let mut read = bench.block().read(0, Buf::zeroed(512).unwrap());
-            bench.world.interrupts.set(0);
+            bench.board.interrupts.set(0);
             bench.service().poll();
             assert!(bench.service().arm(), "nothing there yet");
             let deadline = bench.service().deadline().expect("something is under way");
             if bus == Bus::Mmio {
-                let wait = deadline.since(bench.world.now());
+                let wait = deadline.since(bench.board.now());
                 assert!(wait <= Duration::from_millis(50), "an edge may get lost: {wait:?}");
             }
             for _ in 0..1000 {
-                if bench.world.interrupts.get() > 0 {
+                if bench.board.interrupts.get() > 0 {
                     break;
                 }
-                bench.world.step();
+                bench.board.step();
             }
-            assert_eq!(bench.world.interrupts.get(), 1, "{bus:?}, round {round}");
+            assert_eq!(bench.board.interrupts.get(), 1, "{bus:?}, round {round}");
             assert!(!bench.service().arm(), "the completion is there");
             assert!(bench.service().poll());
             assert!(poll(&mut read).is_ready());
@@ -366,21 +365,21 @@ fn arming_sees_a_completion_that_came_meanwhile_and_interrupts_follow() {
 fn a_no_is_believed_only_behind_a_full_fence() {
     for features in [ALL | MODERN, ALL | VERSION_1] {
         let bench = Bench::with(Bus::Pci, features, 1 << 20, 1, |_, _| ());
-        bench.world.orders.set(0);
+        bench.board.orders.set(0);
         let _first = bench.block().read(0, Buf::zeroed(512).unwrap());
         bench.service().poll();
         // Without event indexes a device at rest shows no wish not to be notified: a yes needs no fence.
         let notified = bench.device.notifications.get();
-        assert_eq!(bench.world.orders.get(), 0);
+        assert_eq!(bench.board.orders.get(), 0);
         if features & EVENT_IDX != 0 {
             let _second = bench.block().read(0, Buf::zeroed(512).unwrap());
             bench.service().poll();
             assert_eq!(bench.device.notifications.get(), notified, "it knows already");
-            assert_eq!(bench.world.orders.get(), 1, "which is asked twice");
+            assert_eq!(bench.board.orders.get(), 1, "which is asked twice");
         }
-        bench.world.orders.set(0);
+        bench.board.orders.set(0);
         assert!(bench.service().arm());
-        assert_eq!(bench.world.orders.get(), 1, "there is nothing yet: asked twice, too");
+        assert_eq!(bench.board.orders.get(), 1, "there is nothing yet: asked twice, too");
     }
 }
 
@@ -389,11 +388,11 @@ fn busy_devices_do_not_interrupt() {
     for features in [ALL | MODERN, ALL | VERSION_1 | INDIRECT] {
         let bench = Bench::with(Bus::Pci, features, 1 << 20, 1, |_, _| ());
         bench.service().arm();
-        bench.world.interrupts.set(0);
+        bench.board.interrupts.set(0);
         for _ in 0..300 {
             bench.run(bench.block().read(0, Buf::zeroed(512).unwrap()));
         }
-        assert!(bench.world.interrupts.get() <= 2, "{}", bench.world.interrupts.get());
+        assert!(bench.board.interrupts.get() <= 2, "{}", bench.board.interrupts.get());
     }
 }
 
@@ -521,7 +520,7 @@ fn senseless_devices_are_refused_with_a_reason() {
         assert!(bench.found.disks.is_empty());
         assert_eq!(bench.found.failures.len(), 1, "{features:#x}");
         assert!(bench.found.failures[0].starts_with("virtio device 0000:00:03.0: "));
-        assert_eq!(bench.world.dma_pages_in_use(), 0);
+        assert_eq!(bench.board.dma_pages_in_use(), 0);
     }
 }
 
@@ -531,9 +530,9 @@ fn dropping_everything_gives_all_memory_back_and_cuts_the_device_off() {
         let bench = Bench::new(bus);
         let mut pending = bench.block().write(0, pattern(4096, 1), Fua::No);
         assert!(poll(&mut pending).is_pending());
-        let Bench { world, device, function, found, .. } = bench;
+        let Bench { board, device, function, found, .. } = bench;
         drop((found, pending));
-        assert_eq!(world.dma_pages_in_use(), 0);
+        assert_eq!(board.dma_pages_in_use(), 0);
         assert!(device.is_reset());
         assert!(bus != Bus::Pci || !function.is_bus_master());
     }
@@ -541,10 +540,10 @@ fn dropping_everything_gives_all_memory_back_and_cuts_the_device_off() {
 
 #[test]
 fn an_empty_window_is_passed_over_in_silence() {
-    let world = World::new();
-    let found = probe(&world, &[], &[]);
+    let board = Board::new();
+    let found = probe(&board, &[], &[]);
     assert!(found.disks.is_empty() && found.failures.is_empty());
-    let found = probe(&world, &[], &[MmioWindow { address: MMIO, len: 0x100 }]);
+    let found = probe(&board, &[], &[MmioWindow { address: MMIO, len: 0x100 }]);
     assert_eq!(found.failures.len(), 1, "a short window is worth a word");
 }
 

@@ -1,10 +1,8 @@
 //! The virtio-net driver against a fake card: frames both ways, offloads, back-pressure, nonsense.
 
-mod fake;
-
-use fake::virtio::{Backend, Bus, Chain, EVENT_IDX, INDIRECT, MMIO, VERSION_1, Virtio};
-use fake::{FakeFunction, Random, World, probe};
 use moraine_drivers::{Found, Hal, MmioWindow};
+use moraine_fake::virtio::{Backend, Bus, Chain, EVENT_IDX, INDIRECT, MMIO, VERSION_1, Virtio};
+use moraine_fake::{Board, Function, Random, probe};
 use moraine_platform::{NicDevice, RxChecksum, RxMeta, Segmentation, TxChecksum, TxMeta, TxSegmentation};
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
@@ -109,12 +107,12 @@ impl Backend for Card {
         assert!(chain.writable.is_empty());
         let header_len = header_len(device, self.bus);
         let split = self.bus == Bus::MmioLegacy && device.accepted() & ANY_LAYOUT == 0;
-        assert!(!split || chain.readable[0].1 == header_len, "legacy devices want the header alone");
+        assert!(!split || chain.readable[0].len == header_len, "legacy devices want the header alone");
         self.wire.descriptors.set(chain.descriptors);
         self.wire.held.borrow_mut().push(chain);
     }
 
-    fn step(&self, device: &Virtio) {
+    fn step(&self, device: &Virtio) -> bool {
         let mut incoming = self.wire.incoming.borrow_mut();
         while let Some(first) = incoming.front() {
             if !self.wire.deliver(device, self.bus, first) {
@@ -132,6 +130,7 @@ impl Backend for Card {
             self.wire.sent.borrow_mut().push((bytes, frame));
             device.push_used(1, chain.head.into(), 0);
         }
+        false
     }
 
     fn reset(&self) {
@@ -141,16 +140,16 @@ impl Backend for Card {
 }
 
 struct Bench {
-    world: Rc<World>,
+    board: Rc<Board>,
     device: Rc<Virtio>,
-    function: Rc<FakeFunction>,
+    function: Rc<Function>,
     wire: Rc<Wire>,
     found: Found,
 }
 
 impl Bench {
     fn with(bus: Bus, features: u64, seed: u64, edit: impl FnOnce(&Virtio)) -> Bench {
-        let world = World::new();
+        let board = Board::new();
         let wire = Rc::new(Wire {
             incoming: RefCell::default(),
             sent: RefCell::default(),
@@ -163,13 +162,13 @@ impl Bench {
         let mut config = vec![0x52, 0x54, 0, 1, 2, 3, 1, 0, 1, 0, 0, 0];
         config[10..12].copy_from_slice(&1500u16.to_le_bytes());
         let card = Rc::new(Card { wire: wire.clone(), bus });
-        let (device, function) = Virtio::attach(&world, bus, 1, features, config, card, seed);
+        let (device, function) = Virtio::attach(&board, bus, 1, features, config, card, seed);
         edit(&device);
         let found = match bus {
-            Bus::Pci => probe(&world, std::slice::from_ref(&function), &[]),
-            _ => probe(&world, &[], &[MmioWindow { address: MMIO, len: 0x200 }]),
+            Bus::Pci => probe(&board, std::slice::from_ref(&function), &[]),
+            _ => probe(&board, &[], &[MmioWindow { address: MMIO, len: 0x200 }]),
         };
-        Bench { world, device, function, wire, found }
+        Bench { board, device, function, wire, found }
     }
 
     fn new(bus: Bus) -> Bench {
@@ -184,7 +183,7 @@ impl Bench {
     fn turns(&self, count: usize) {
         for _ in 0..count {
             self.found.services[0].poll();
-            self.world.step();
+            self.board.step();
             self.found.services[0].poll();
         }
     }
@@ -362,10 +361,10 @@ fn a_stuck_card_pushes_back_and_tells_when_there_is_room_again() {
         bench.turns(20);
         assert_eq!(nic.activity().ticket(), ticket, "nothing to tell while stuck");
         assert!(bench.found.services[0].arm());
-        bench.world.interrupts.set(0);
+        bench.board.interrupts.set(0);
         bench.wire.stuck.set(false);
-        bench.world.step();
-        assert!(bench.world.interrupts.get() >= 1, "somebody waits for room");
+        bench.board.step();
+        assert!(bench.board.interrupts.get() >= 1, "somebody waits for room");
         bench.turns(20);
         assert!(nic.activity().ticket() > ticket);
         assert!(nic.can_transmit());
@@ -377,14 +376,14 @@ fn a_stuck_card_pushes_back_and_tells_when_there_is_room_again() {
 fn sent_frames_interrupt_nobody_who_does_not_wait() {
     let bench = Bench::new(Bus::Pci);
     bench.turns(5);
-    bench.world.interrupts.set(0);
+    bench.board.interrupts.set(0);
     for i in 0..200 {
         assert!(bench.transmit(&pattern(100, i), TxMeta::default()));
         bench.found.services[0].poll();
         assert!(bench.found.services[0].arm());
-        bench.world.step();
+        bench.board.step();
     }
-    assert_eq!(bench.world.interrupts.get(), 0);
+    assert_eq!(bench.board.interrupts.get(), 0);
 }
 
 #[test]
@@ -394,13 +393,13 @@ fn arriving_frames_wake_a_sleeping_machine_even_if_others_lie_unfetched() {
         let nic = bench.nic();
         for i in 0..50 {
             assert!(bench.found.services[0].arm(), "{bus:?}: nothing new");
-            bench.world.interrupts.set(0);
+            bench.board.interrupts.set(0);
             let ticket = nic.activity().ticket();
             bench.arrive(pattern(100, i));
             for _ in 0..100 {
-                bench.world.step();
+                bench.board.step();
             }
-            assert_eq!(bench.world.interrupts.get(), 1, "{bus:?}");
+            assert_eq!(bench.board.interrupts.get(), 1, "{bus:?}");
             assert!(!bench.found.services[0].arm(), "there is something new");
             assert!(bench.found.services[0].poll());
             assert!(nic.activity().ticket() > ticket);
@@ -415,7 +414,7 @@ fn a_lost_interrupt_of_a_line_is_made_up_for_in_time() {
     let bench = Bench::new(Bus::Mmio);
     let service = &bench.found.services[0];
     assert!(service.arm());
-    let deadline = service.deadline().expect("somebody must look").since(bench.world.now());
+    let deadline = service.deadline().expect("somebody must look").since(bench.board.now());
     assert!(deadline <= Duration::from_millis(50), "{deadline:?}");
     bench.arrive(pattern(100, 1));
     bench.turns(100);
@@ -436,7 +435,7 @@ fn a_link_that_goes_down_is_noticed() {
     let nic = bench.nic();
     let ticket = nic.activity().ticket();
     bench.device.config.borrow_mut()[6] = 0;
-    bench.world.advance(Duration::from_secs(2));
+    bench.board.advance(Duration::from_secs(2));
     bench.turns(1);
     assert!(!nic.link_up());
     assert!(nic.activity().ticket() > ticket);
@@ -463,9 +462,9 @@ fn dropping_everything_gives_all_memory_back_and_cuts_the_device_off() {
     for bus in BUSES {
         let bench = Bench::new(bus);
         assert!(bench.transmit(&pattern(100, 1), TxMeta::default()));
-        let Bench { world, device, function, found, .. } = bench;
+        let Bench { board, device, function, found, .. } = bench;
         drop(found);
-        assert_eq!(world.dma_pages_in_use(), 0);
+        assert_eq!(board.dma_pages_in_use(), 0);
         assert!(device.is_reset());
         assert!(bus != Bus::Pci || !function.is_bus_master());
     }

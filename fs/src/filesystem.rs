@@ -42,6 +42,8 @@ use moraine_platform::memory::Usage;
 use moraine_platform::sync::{Event, Semaphore};
 use moraine_platform::{Instant, Timestamp};
 
+/// How often a filesystem that ends waits for memory before it gives up: 10 s.
+const MEMORY_WAITS_MAX: u32 = 2000;
 /// Bytes that may be on their way from pages to devices at once, copies included.
 const WRITEBACK_BYTES: u64 = 4 << 20;
 
@@ -212,7 +214,12 @@ impl Filesystem {
     /// Writes everything back, makes it durable and ends the background tasks. Calls made from now on are refused. The
     /// caller sees to it that no call is under way.
     pub async fn shutdown(&self) -> FsResult<()> {
-        let result = self.sync_all().await;
+        let mut result = self.sync_all().await;
+        for _ in 0..MEMORY_WAITS_MAX {
+            let Err(FsError::NoMemory) = result else { break };
+            self.inner.wait_for_memory().await;
+            result = self.sync_all().await;
+        }
         self.inner.stopping.set(true);
         self.inner.work.notify();
         self.inner.orphans.notify();

@@ -12,10 +12,11 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt;
+use core::time::Duration;
 use moraine_format::Superblock;
 use moraine_format::superblock::{MOUNT_EPOCH_END, SLOTS, slot_offsets};
 use moraine_platform::sync::Semaphore;
-use moraine_platform::{BlockDevice, Buf, Fua, Platform};
+use moraine_platform::{BlockDevice, Buf, Fua, OutOfMemory, Platform};
 
 mod assemble;
 mod foreign;
@@ -159,7 +160,7 @@ impl Superblocks {
             (Stage::Second, false) | (Stage::First, true) => &offsets[HALF..],
         };
         for offset in slots {
-            let Ok(buf) = Buf::copy_of(&bytes) else {
+            let Some(buf) = self.buffer(&bytes).await else {
                 return self.devices.fail(device, "no memory to write its superblock");
             };
             if let (_, Err(error)) = self.devices.write(device, *offset, buf, Fua::No).await {
@@ -170,7 +171,22 @@ impl Superblocks {
             self.devices.fail(device, &alloc::format!("superblock flush: {error}"));
         }
     }
+
+    /// A copy of these bytes for a device. Want of memory passes; a device that failed for it would not come back.
+    async fn buffer(&self, bytes: &[u8]) -> Option<Buf> {
+        for _ in 0..MEMORY_WAITS_MAX {
+            match Buf::copy_of(bytes) {
+                Ok(buf) => return Some(buf),
+                Err(OutOfMemory) => self.platform.clock.sleep(MEMORY_RETRY).await,
+            }
+        }
+        None
+    }
 }
+
+/// How long somebody who needs memory for a superblock waits before he asks again, and how often he does: 10 s.
+const MEMORY_RETRY: Duration = Duration::from_millis(5);
+const MEMORY_WAITS_MAX: u32 = 2000;
 
 /// Copies of a device that are written together.
 const HALF: usize = SLOTS / 2;

@@ -1,5 +1,7 @@
 //! Worlds with a whole appliance in them: disks, filesystem, NFS and NBD as `appliance/` wires them, and clients that
 //! reach it over a network that delays, stalls and resets; the power goes while they work, and they go on when it is back.
+//! What else a world is, its seed says ([`Nature`]): in one of ten the whole way is there, from the clients' TCP/IP through
+//! cards and drivers to the disks; in others the clock on the wall jumps, or memory is refused.
 //!
 //! | file | what lives there |
 //! |---|---|
@@ -8,6 +10,8 @@
 //! | `client.rs`, `content.rs`, `names.rs` | what processes do over it, and what they must find |
 //! | `volume.rs` | NBD clients, several connections to a volume |
 //! | `cells.rs` | what a cell of content may hold, now and after a power cut |
+//! | `times.rs` | change times, which never go back |
+//! | `wiring.rs` | what is between clients, the appliance and its disks: streams, or TCP/IP, cards, drivers and devices |
 //! | `promises.rs` | every stable answer on the wire, proved from the disks' log |
 
 mod calls;
@@ -18,13 +22,14 @@ mod names;
 mod promises;
 mod rpc;
 mod scene;
+mod times;
 mod volume;
+mod wiring;
 
 use crate::disk::{DiskConfig, Image, SimDisk};
 use crate::fault::Fault;
 use crate::harness::{Store, Tally, blank, devices};
 use crate::machine::Machine;
-use crate::net::NetConfig;
 use crate::plug::Moraine;
 use crate::random::Random;
 use crate::world::{World, WorldConfig};
@@ -34,16 +39,17 @@ use client::{Client, SHARED};
 use moraine_appliance::{Listen, Memory, NBD_PORT, NFS_PORT, Stop, serve_exports};
 use moraine_fs::Vfs;
 use moraine_fs::vfs::{Caller, CreateMode, NewNode, SetAttr};
-use moraine_platform::Network;
 use moraine_platform::sync::{Either, either};
 use rpc::Mount;
 pub use scene::Seen;
 use scene::{CELL, Scene, Tap};
 use std::cell::RefCell;
+use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 use volume::{Disk, PART, Volume};
+use wiring::{Wired, Wiring};
 
 const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 const HOSTS: usize = 2;
@@ -65,6 +71,19 @@ const OFF_MAX: Duration = Duration::from_secs(3);
 /// Something happens to the network about so often.
 const WEATHER: Duration = Duration::from_millis(150);
 
+/// The clock on the wall jumps at least so often, and up to so far.
+const JUMP_EACH: Duration = Duration::from_millis(400);
+const JUMPS: [Duration; 4] = [
+    Duration::from_nanos(100),
+    Duration::from_millis(1),
+    Duration::from_secs(3600),
+    Duration::from_secs(1 << 27),
+];
+/// How far from the right time it may be, in nanoseconds.
+const AWAY_MAX: u64 = 1 << 59;
+/// How many in 100,000 buffers are refused where memory is short.
+const REFUSED: [u64; 4] = [300, 3000, 10_000, 30_000];
+
 /// A machine and what runs on it.
 struct Boot {
     machine: Rc<Machine>,
@@ -76,21 +95,59 @@ struct Boot {
     ended: Rc<std::cell::Cell<bool>>,
 }
 
+/// What a world is beside what all are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nature {
+    /// TCP/IP, cards, drivers and devices are there.
+    pub whole: bool,
+    /// The clock on the wall jumps.
+    pub clock_jumps: bool,
+    /// Buffers are refused now and then.
+    pub little_memory: bool,
+}
+
+impl Nature {
+    /// The nature of the world of `seed`.
+    pub fn of(seed: u64) -> Nature {
+        let plain = Nature::default();
+        match seed % 10 {
+            5 => Nature { clock_jumps: true, ..plain },
+            8 => Nature { little_memory: true, ..plain },
+            9 => Nature { whole: true, clock_jumps: seed / 10 % 3 == 1, little_memory: seed / 10 % 3 == 2 },
+            _ => plain,
+        }
+    }
+}
+
 /// The world of `seed`: what was counted, and what happened.
 pub fn appliance_world(seed: u64) -> Result<(Tally, Seen), String> {
+    world_of(seed, Nature::of(seed))
+}
+
+/// The world of `seed`, with all that is between NIC and disk.
+pub fn whole_appliance_world(seed: u64) -> Result<(Tally, Seen), String> {
+    world_of(seed, Nature { whole: true, ..Nature::of(seed) })
+}
+
+fn world_of(seed: u64, nature: Nature) -> Result<(Tally, Seen), String> {
     let store = Moraine::for_seed(seed);
     let images = prepared(&store, seed)?;
     let world = World::with(WorldConfig { record: true, poll_limit: 20_000_000, ..WorldConfig::new(seed) });
     let scene = Scene::new(world.inner(), world.platform().clock);
-    let mut play = Play {
-        world: &world,
-        scene: scene.clone(),
-        random: world.random("appliance"),
-        store: Rc::new(store),
+    scene.little_memory.set(nature.little_memory);
+    let mut random = world.random("appliance");
+    let wiring = match nature.whole {
+        true => Wiring::whole(&world, &mut world.random("wiring"), images.len(), has_fua(seed)),
+        false => Wiring::streams(&world, &mut random),
     };
+    let (play_wiring, store) = (wiring.clone(), Rc::new(store));
+    let mut play = Play { world: &world, scene: scene.clone(), random, store, wiring: play_wiring, nature };
     world.try_run(play.run(images)).map_err(|stall| stall.to_string())??;
     let promises = scene.promises.borrow();
     let mut seen = *scene.seen.borrow();
+    let frames = wiring.frames();
+    (seen.frames, seen.frames_lost, seen.frames_damaged) = (frames.sent, frames.lost, frames.damaged);
+    seen.refused = world.memory_refused();
     seen.promises = promises::check(&world.trace().events(), &promises)? as u64;
     let tally = Tally { worlds: 1, steps: seen.steps, cuts: seen.cuts, hash: world.trace().hash() };
     Ok((tally, seen))
@@ -120,6 +177,11 @@ fn prepared(store: &Moraine, seed: u64) -> Result<Vec<Image>, String> {
     Ok(disks.iter().map(|disk| disk.durable_image()).collect())
 }
 
+/// Whether the disks of a world take writes that are durable on completion.
+fn has_fua(seed: u64) -> bool {
+    !seed.is_multiple_of(3)
+}
+
 fn volume_name(n: usize) -> String {
     format!("vm{n}")
 }
@@ -130,17 +192,15 @@ struct Play<'w> {
     scene: Rc<Scene>,
     random: Random,
     store: Rc<Moraine>,
+    wiring: Wiring,
+    nature: Nature,
 }
 
 impl Play<'_> {
     async fn run(&mut self, mut images: Vec<Image>) -> Result<(), String> {
-        let weather = NetConfig {
-            delay_ns: (5_000, *self.random.pick(&[300_000, 5_000_000])),
-            window: *self.random.pick(&[8 << 10, 64 << 10, 256 << 10]),
-            piece_max: *self.random.pick(&[700, 9000, 64 << 10]),
-            ..NetConfig::default()
-        };
-        self.world.switch().configure(weather);
+        if self.nature.clock_jumps {
+            self.world.platform().spawn.spawn("clock", Box::pin(self.jump_clock()));
+        }
         let clients = self.start_clients();
         let cuts = self.random.below(CUTS + 1);
         for _ in 0..cuts {
@@ -173,10 +233,28 @@ impl Play<'_> {
         self.store.check(&self.world.platform(), &devices(&disks)).await
     }
 
+    /// Sets the clock on the wall forward and back, for ever.
+    fn jump_clock(&self) -> impl Future<Output = ()> + 'static {
+        let (clock, mut random) = (self.scene.clock.clone(), self.world.random("clock jumps"));
+        let world = self.world.inner().clone();
+        async move {
+            let mut away = 0i64;
+            loop {
+                clock.sleep(Duration::from_nanos(random.below(JUMP_EACH.as_nanos() as u64))).await;
+                let far = random.pick(&JUMPS).as_nanos() as u64;
+                let by = random.below(far) as i64;
+                // Not so far that NFS's 32 bits of seconds would not do.
+                let back = if away.unsigned_abs() > AWAY_MAX { away > 0 } else { random.percent(50) };
+                let by = if back { -by } else { by };
+                away += by;
+                world.jump_wall_clock(by);
+            }
+        }
+    }
+
     /// Starts all clients, and what happens to the network; says how many they are.
     fn start_clients(&mut self) -> usize {
         let (spawn, scene) = (self.world.platform().spawn, &self.scene);
-        let switch = self.world.switch();
         let at = |port| SocketAddr::new(SERVER, port);
         let mut draw = |number: usize| {
             let steps = self.random.between(STEPS.0, STEPS.1) as usize;
@@ -184,13 +262,13 @@ impl Play<'_> {
         };
         let (mut number, mut mounts) = (0, Vec::new());
         for host in 0..HOSTS {
-            let network = switch.host(IpAddr::V4(Ipv4Addr::new(10, 0, 1, host as u8)));
+            let network = self.wiring.client(self.world, Ipv4Addr::new(10, 0, 1, host as u8));
             let random = self.world.random(&format!("host {host}"));
             let mount = Mount::new(scene.clone(), network, at(NFS_PORT), random);
             spawn.spawn("mount", Box::pin(mount.clone().run()));
             for _ in 0..PROCESSES {
                 let (random, steps) = draw(number);
-                let client = Client::new(Nfs { mount: mount.clone(), scene: scene.clone() }, random);
+                let client = Client::new(Nfs::new(mount.clone(), scene.clone()), random);
                 spawn.spawn("nfs client", Box::pin(client.run(number, steps)));
                 number += 1;
             }
@@ -200,7 +278,7 @@ impl Play<'_> {
             let cells = RefCell::new(vec![Content::new(); CONNECTIONS * PART]);
             let shared = Rc::new(Volume { name: volume_name(volume), cells });
             for n in 0..CONNECTIONS {
-                let network = switch.host(IpAddr::V4(Ipv4Addr::new(10, 0, 2, number as u8)));
+                let network = self.wiring.client(self.world, Ipv4Addr::new(10, 0, 2, number as u8));
                 let (random, steps) = draw(number);
                 let part = (shared.clone(), n * PART..(n + 1) * PART);
                 let disk = Disk::new(scene.clone(), network, at(NBD_PORT), part, random);
@@ -210,13 +288,14 @@ impl Play<'_> {
         }
         let (clock, mut random) = (scene.clock.clone(), self.world.random("weather"));
         let calm = random.between(1, 20);
+        let (wiring, world) = (self.wiring.clone(), self.world.inner().clone());
         let weather = async move {
             loop {
                 let pause = random.below(2 * WEATHER.as_nanos() as u64) * calm;
                 clock.sleep(Duration::from_nanos(pause)).await;
                 match random.below(4) {
-                    0 => switch.reset_any(),
-                    1 => switch.stall(random.below(500_000_000)),
+                    0 => wiring.reset_any(&world, &mut random),
+                    1 => wiring.stall(&world, &mut random),
                     _ => random.pick(&mounts).hang_up(),
                 }
             }
@@ -238,7 +317,7 @@ impl Play<'_> {
     /// Switches a machine on, with what the disks hold; if it is to be cut, at some command.
     fn power_on(&mut self, images: Vec<Image>, cut: bool) -> Boot {
         let machine = self.world.machine();
-        let config = DiskConfig { fua: !self.world.seed().is_multiple_of(3), ..DiskConfig::default() };
+        let config = DiskConfig { fua: has_fua(self.world.seed()), ..DiskConfig::default() };
         let disks: Vec<Rc<SimDisk>> =
             images.into_iter().map(|image| machine.disk_with(image, config.clone())).collect();
         let (stop, ended, left) = (Stop::new(), Rc::default(), Rc::default());
@@ -255,13 +334,20 @@ impl Play<'_> {
             self.scene.expect_faults();
             (fault, self.world.random(&format!("fault of boot {boot}")))
         });
-        let network: Rc<dyn Network> = self.world.switch().host(SERVER);
-        let network = Rc::new(Tap { network, scene: self.scene.clone() });
+        let refused = *self.world.random(&format!("memory of boot {boot}")).pick(&REFUSED);
+        let refused = if self.nature.little_memory && !self.scene.finale.get() { refused } else { 0 };
+        self.world.inner().refuse_memory(0);
+        let (wiring, machine, world) = (self.wiring.clone(), on.machine.clone(), self.world.inner().clone());
+        let mut devices = self.world.random(&format!("devices of boot {boot}"));
         let (scene, store, platform) = (self.scene.clone(), self.store.clone(), on.machine.platform());
         let (disks, stop, ended) = (on.disks.clone(), on.stop.clone(), on.ended.clone());
         let serve = async move {
             let served = async {
-                let fs = store.mount(&platform, &devices(&disks)).await?.fs;
+                let Wired { network, disks: seen, hardware } =
+                    wiring.power_on(&machine, &disks, &mut devices)?;
+                let network = Rc::new(Tap { network, scene: scene.clone() });
+                let fs = store.mount(&platform, &seen).await?.fs;
+                world.refuse_memory(refused);
                 if let Some((fault, mut random)) = fault {
                     fault.plan(&platform, &disks, &mut random);
                 }
@@ -270,7 +356,9 @@ impl Play<'_> {
                 let exports = serve_exports(&platform, fs, network, listen, &Memory::of(0));
                 let exports = exports.map_err(|e| e.to_string())?;
                 stop.wait().await;
-                store.unmount(exports.stop().await).await
+                store.unmount(exports.stop().await).await?;
+                hardware.iter().for_each(|hardware| hardware.shut_down());
+                Ok::<(), String>(())
             };
             // What fails honestly may keep it from stopping in order: then it is as if the power went.
             match served.await {
@@ -287,12 +375,12 @@ impl Play<'_> {
     /// What takes the machine's power away, whenever it is called; once.
     fn power_off(&self, on: &Boot) -> impl FnOnce() + 'static {
         let (machine, disks, left) = (on.machine.clone(), on.disks.clone(), on.left.clone());
-        let (scene, switch) = (self.scene.clone(), self.world.switch());
+        let (scene, wiring) = (self.scene.clone(), self.wiring.clone());
         let mut random = self.world.random(&format!("cut of boot {}", scene.boot()));
         move || {
             if machine.is_on() {
                 *left.borrow_mut() = Some(disks.iter().map(|disk| disk.crash_image(&mut random)).collect());
-                switch.power_off(SERVER, OFF_MAX.as_nanos() as u64);
+                wiring.power_off();
                 machine.power_off();
                 scene.next_boot();
             }

@@ -6,7 +6,7 @@ use crate::trace::{Command, CommandId, Payload};
 use crate::world::Inner;
 use moraine_platform::{BlockDevice, Buf, DeviceInfo, Fua, IoDone, IoError, IoFuture};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
@@ -76,8 +76,12 @@ struct Core {
     noise: Random,
     /// Blocks that were read since asked to watch.
     watched: Option<BTreeSet<u64>>,
-    in_flight: u64,
+    /// What ends each command under way: in its time, or before, with the error given.
+    under_way: BTreeMap<CommandId, EndCommand>,
 }
+
+/// Ends a command: as planned, or with another error.
+type EndCommand = Box<dyn FnOnce(&RefCell<Core>, Option<IoError>)>;
 
 /// A completion on its way to the future that waits for it.
 struct Slot<T> {
@@ -143,7 +147,7 @@ impl SimDisk {
             delays: world.random_for(&format!("disk {index} delays")),
             noise: world.random_for(&format!("disk {index} noise")),
             watched: None,
-            in_flight: 0,
+            under_way: BTreeMap::new(),
         };
         SimDisk { world: Rc::downgrade(world), power, index, info, config, core: Rc::new(RefCell::new(core)) }
     }
@@ -191,7 +195,13 @@ impl SimDisk {
 
     /// Commands under way.
     pub fn in_flight(&self) -> u64 {
-        self.core.borrow().in_flight
+        self.core.borrow().under_way.len() as u64
+    }
+
+    /// Ends every command under way now, as one that failed: what a reset of whatever drives the disk does to them.
+    pub fn end_all(&self) {
+        let under_way = std::mem::take(&mut self.core.borrow_mut().under_way);
+        under_way.into_values().for_each(|end| end(&self.core, Some(IoError::Device)));
     }
 
     /// Starts to note which blocks ([`IMAGE_BLOCK`]) are read.
@@ -229,25 +239,27 @@ impl SimDisk {
         };
         let took = {
             let mut core = self.core.borrow_mut();
-            core.in_flight += 1;
             if let Command::Write { offset, payload, .. } = &command {
                 core.cache.submit(id, *offset, payload.clone());
             }
             let slow = core.faults.slow_factor.max(1);
             core.delays.between(low, high).saturating_mul(slow)
         };
-        let (core, index, weak) = (self.core.clone(), self.index, self.world.clone());
-        let complete = move || {
+        let (index, weak) = (self.index, self.world.clone());
+        let complete = move |core: &RefCell<Core>, instead: Option<IoError>| {
             let Some(world) = weak.upgrade().filter(|world| world.is_alive() && power.get()) else { return };
-            let result = {
-                let mut core = core.borrow_mut();
-                core.in_flight -= 1;
-                done(&mut core, id, fault.map_or(Ok(()), Err))
-            };
+            let result = done(&mut core.borrow_mut(), id, instead.or(fault).map_or(Ok(()), Err));
             world.trace().complete(index, world.now_ns(), id, result);
             deliver(result);
         };
-        world.at(world.now_ns() + took, Box::new(complete));
+        self.core.borrow_mut().under_way.insert(id, Box::new(complete));
+        let core = Rc::downgrade(&self.core);
+        let in_time = move || {
+            let Some(core) = core.upgrade() else { return };
+            let end = core.borrow_mut().under_way.remove(&id);
+            end.into_iter().for_each(|end| end(&core, None));
+        };
+        world.at(world.now_ns() + took, Box::new(in_time));
     }
 
     /// A write of any payload, with its planned fault.
@@ -265,7 +277,7 @@ impl SimDisk {
             (error, writing)
         };
         let durable = fua == Fua::Yes || !self.config.volatile_cache;
-        let (weak, shared) = (self.world.clone(), self.core.clone());
+        let (weak, shared) = (self.world.clone(), Rc::downgrade(&self.core));
         let command = Command::Write { offset, payload, fua };
         let size = self.info.size;
         self.submit(
@@ -293,7 +305,12 @@ impl SimDisk {
                     }
                     Writing::Fault(WriteFault::Zombie { after_ns }) => {
                         if let Some(world) = weak.upgrade() {
-                            let lands = move || shared.borrow_mut().cache.complete(id, false);
+                            let lands = move || {
+                                shared
+                                    .upgrade()
+                                    .iter()
+                                    .for_each(|c| c.borrow_mut().cache.complete(id, false));
+                            };
                             world.at(world.now_ns() + after_ns, Box::new(lands));
                         }
                         return Err(IoError::Timeout);

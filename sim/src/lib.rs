@@ -25,6 +25,8 @@
 //! | [`rot`] | worlds in which stored bytes rot |
 //! | [`staged`] | worlds that bring one loss or one race about on purpose |
 //! | [`machine`] | tasks and disks that lose power together while the world goes on |
+//! | [`ethernet`] | cables, a switch, hosts with a TCP/IP stack |
+//! | [`hardware`] | the real drivers in a machine, on devices that lie on the world's disks and cables |
 //! | [`appliance`] | worlds with a whole appliance: NFS and NBD clients, power cuts, and what each protocol promised |
 //! | [`toy`] | a small right filesystem and its broken variants, to test all of this |
 //!
@@ -36,9 +38,11 @@ mod compare;
 pub mod crash;
 pub mod crowd;
 pub mod disk;
+pub mod ethernet;
 pub mod explore;
 pub mod fault;
 pub mod generate;
+pub mod hardware;
 pub mod harness;
 pub mod machine;
 pub mod net;

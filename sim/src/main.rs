@@ -3,7 +3,7 @@
 //! Each failure ends in a line to type that replays exactly that world.
 #![forbid(unsafe_code)]
 
-use moraine_sim::appliance::appliance_world;
+use moraine_sim::appliance::{appliance_world, whole_appliance_world};
 use moraine_sim::crowd::{crowd_world, tangle_world};
 use moraine_sim::fault::{Fault, fault_world};
 use moraine_sim::generate::Profile;
@@ -25,6 +25,7 @@ usage: moraine-sim (--seed N | --seeds A..B) [--world KIND] [--workload NAME]
                on one file, with a power cut in every other world; crash: random power cuts;
                every-cut: the power is cut at every device command; rot: stored bits flip;
                appliance: NFS and NBD clients of a whole appliance, power cuts while they work;
+               full-appliance: the same with TCP/IP, cards, drivers and devices between, as one seed in ten has;
                scripts: the same cuts, also in recovery and in recovery of recovery, of workloads written for it.
                Disks that fail: flush command vanish slow lost-write misdirected zombie rot-at-work lie.
                Without it: lockstep, crowd, tangle, tug and crash
@@ -57,11 +58,12 @@ enum Kind {
     Scripts,
     Rot,
     Appliance,
+    FullAppliance,
     Fault(Fault),
 }
 
 impl Kind {
-    const ALL: [(Kind, &'static str); 9] = [
+    const ALL: [(Kind, &'static str); 10] = [
         (Kind::Lockstep, "lockstep"),
         (Kind::Crowd, "crowd"),
         (Kind::Tangle, "tangle"),
@@ -71,6 +73,7 @@ impl Kind {
         (Kind::Scripts, "scripts"),
         (Kind::Rot, "rot"),
         (Kind::Appliance, "appliance"),
+        (Kind::FullAppliance, "full-appliance"),
     ];
 
     fn name(self) -> &'static str {
@@ -174,6 +177,7 @@ fn run_on<S: moraine_sim::harness::Store>(
         }
         Kind::Rot => rot_world(store, seed, profile, options.steps.unwrap_or(100)),
         Kind::Appliance => appliance_world(seed).map(|(tally, _)| tally),
+        Kind::FullAppliance => whole_appliance_world(seed).map(|(tally, _)| tally),
         Kind::Fault(fault) => fault_world(store, seed, profile, fault),
         Kind::Scripts => {
             let report = script(options, seed).enumerate(seed, |plan| {

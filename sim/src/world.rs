@@ -124,7 +124,17 @@ pub(crate) struct Inner {
     disks: RefCell<Vec<Rc<SimDisk>>>,
     switch: RefCell<Option<Rc<Switch>>>,
     fuse: RefCell<Option<Fuse>>,
+    memory: Memory,
     trace: Trace,
+}
+
+/// How short programs on machines are of memory.
+struct Memory {
+    /// How many in 100,000 buffers are refused.
+    refused: Cell<u64>,
+    random: RefCell<Random>,
+    program_runs: Cell<bool>,
+    count: Cell<u64>,
 }
 
 struct TaskWaker {
@@ -155,6 +165,11 @@ fn gives_way() -> bool {
     CURRENT.with_borrow(|worlds| {
         worlds.last().is_some_and(|world| world.order.borrow_mut().percent(world.config.forced_yield_percent))
     })
+}
+
+/// Whether a program gets memory now: asks the world that runs on this thread.
+fn has_memory(_bytes: usize) -> bool {
+    CURRENT.with_borrow(|worlds| worlds.last().is_none_or(|world| world.has_memory()))
 }
 
 /// Says what replays the worlds that follow on this thread: printed when one of them panics.
@@ -195,6 +210,7 @@ impl World {
     /// A world that behaves as `config` says.
     pub fn with(config: WorldConfig) -> World {
         moraine_platform::sync::set_yield_hook(gives_way);
+        moraine_platform::memory::set_gate(has_memory);
         let seed = config.seed;
         let inner = Rc::new_cyclic(|me| Inner {
             me: me.clone(),
@@ -212,6 +228,12 @@ impl World {
             disks: RefCell::default(),
             switch: RefCell::default(),
             fuse: RefCell::default(),
+            memory: Memory {
+                refused: Cell::new(0),
+                random: RefCell::new(Random::for_purpose(seed, "memory")),
+                program_runs: Cell::new(false),
+                count: Cell::new(0),
+            },
             trace: Trace::new(config.record),
             config,
         });
@@ -296,7 +318,17 @@ impl World {
 
     /// Sets the wall clock forward or back; monotonic time goes on.
     pub fn jump_wall_clock(&self, by_ns: i64) {
-        self.inner.wall_offset.set(self.inner.wall_offset.get().wrapping_add(by_ns));
+        self.inner.jump_wall_clock(by_ns);
+    }
+
+    /// So many in 100,000 buffers that programs on machines ask for are refused from now on.
+    pub fn refuse_memory(&self, per_100_000: u64) {
+        self.inner.refuse_memory(per_100_000);
+    }
+
+    /// How many buffers were refused so far.
+    pub fn memory_refused(&self) -> u64 {
+        self.inner.memory.count.get()
     }
 
     /// Runs `main` and everything spawned until `main` is done.
@@ -408,6 +440,29 @@ impl Inner {
 
     pub(crate) fn random_for(&self, purpose: &str) -> Random {
         Random::for_purpose(self.config.seed, purpose)
+    }
+
+    /// Whether what runs now is a program on a machine, which may be refused memory.
+    pub(crate) fn program_runs(&self, runs: bool) {
+        self.memory.program_runs.set(runs);
+    }
+
+    pub(crate) fn refuse_memory(&self, per_100_000: u64) {
+        self.memory.refused.set(per_100_000);
+    }
+
+    pub(crate) fn jump_wall_clock(&self, by_ns: i64) {
+        self.wall_offset.set(self.wall_offset.get().wrapping_add(by_ns));
+    }
+
+    fn has_memory(&self) -> bool {
+        let refused = self.memory.refused.get();
+        if refused == 0 || !self.memory.program_runs.get() {
+            return true;
+        }
+        let refuses = self.memory.random.borrow_mut().below(100_000) < refused;
+        self.memory.count.set(self.memory.count.get() + u64::from(refuses));
+        !refuses
     }
 
     /// Plugs in a disk that has power as long as `power` says so.

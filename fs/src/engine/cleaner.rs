@@ -19,6 +19,8 @@ use moraine_platform::error;
 
 /// How long background work waits when there is no memory for it.
 const MEMORY_RETRY: Duration = Duration::from_millis(5);
+/// How often a pool that is closed waits for memory before it gives up: 10 s.
+const MEMORY_WAITS_MAX: u32 = 2000;
 /// Nodes written back at a time.
 const BATCH: usize = 16;
 /// The same when the journal is nearly full: what one batch puts into it must fit.
@@ -193,6 +195,20 @@ async fn discard_empty(engine: &Rc<Inner>) -> FsResult<()> {
 
 /// Writes back until nothing is dirty, or for as many rounds as make sense: each write-back dirties a few nodes itself.
 pub(super) async fn clean_all(engine: &Rc<Inner>) -> FsResult<()> {
+    for _ in 0..MEMORY_WAITS_MAX {
+        match clean_what_is_dirty(engine).await {
+            // It passes, and what is written back by then stays so.
+            Err(FsError::NoMemory) => {
+                engine.memory_short.notify();
+                engine.platform.clock.sleep(MEMORY_RETRY).await;
+            }
+            result => return result,
+        }
+    }
+    Err(FsError::NoMemory)
+}
+
+async fn clean_what_is_dirty(engine: &Rc<Inner>) -> FsResult<()> {
     // To its end, and first: as long as something of it is left, nothing goes from the journal.
     while !engine.state.borrow().table.overlay.is_empty() {
         fold_part(engine).await?;

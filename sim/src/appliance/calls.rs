@@ -3,6 +3,7 @@
 use super::promises::Token;
 use super::rpc::{Mount, Reply};
 use super::scene::Scene;
+use super::times::{Times, When};
 use moraine_nfs::v3::wire::Procedure;
 use moraine_nfs::xdr::{Decoder, Encoder, Malformed};
 use std::rc::Rc;
@@ -36,6 +37,8 @@ pub(super) struct Attr {
     pub(super) nlink: u32,
     pub(super) size: u64,
     pub(super) fileid: u64,
+    /// When it was changed last, in the answer's own form, which compares as it should.
+    pub(super) ctime: u64,
 }
 
 /// The answer to a call, and what is known about when it was given.
@@ -104,8 +107,8 @@ fn attr(d: &mut Decoder<'_>) -> Result<Attr, Malformed> {
     let (_uid, _gid, size, _used, _rdev, _fsid) =
         (d.u32()?, d.u32()?, d.u64()?, d.u64()?, d.u64()?, d.u64()?);
     let fileid = d.u64()?;
-    let _times = (d.u64()?, d.u64()?, d.u64()?);
-    Ok(Attr { kind, mode, nlink, size, fileid })
+    let (_atime, _mtime, ctime) = (d.u64()?, d.u64()?, d.u64()?);
+    Ok(Attr { kind, mode, nlink, size, fileid, ctime })
 }
 
 fn wcc(d: &mut Decoder<'_>) -> Result<Option<Attr>, Malformed> {
@@ -132,9 +135,20 @@ pub(super) struct Written {
 pub(super) struct Nfs {
     pub(super) mount: Rc<Mount>,
     pub(super) scene: Rc<Scene>,
+    times: Times,
 }
 
 impl Nfs {
+    pub(super) fn new(mount: Rc<Mount>, scene: Rc<Scene>) -> Nfs {
+        Nfs { mount, scene, times: Times::default() }
+    }
+
+    /// Looks at the change time of what an answer tells of.
+    fn look(&self, told: &Told, attr: Option<Attr>, changed: bool) -> Result<(), String> {
+        let when = When { since: told.since, received: self.scene.last_mark(), boot: told.boot };
+        attr.map_or(Ok(()), |attr| self.times.look(attr.fileid, attr.ctime, when, changed))
+    }
+
     /// Asks until there is an answer that says more than "not now" or "it failed".
     async fn ask(&self, procedure: Procedure, args: Encoder) -> Result<Told, String> {
         let (since, args) = (self.scene.mark(), args.into_bytes());
@@ -149,7 +163,10 @@ impl Nfs {
                     self.scene.count(|seen| seen.failures += 1);
                     self.scene.after_failure(boot).await;
                 }
-                JUKEBOX => self.scene.clock.sleep(JUKEBOX_PAUSE).await,
+                JUKEBOX => {
+                    self.scene.count(|seen| seen.not_now += 1);
+                    self.scene.clock.sleep(JUKEBOX_PAUSE).await;
+                }
                 // It was done before, said the answer that said that it failed: only another boot can tell.
                 status if status != OK && failed_in == Some(boot) => self.scene.another_boot(boot).await,
                 _ => {
@@ -185,6 +202,7 @@ impl Nfs {
         e.opaque(handle);
         let told = self.ask(Procedure::GetAttr, e).await?;
         let attr = (told.status == OK).then(|| told.decode(attr)).transpose()?;
+        self.look(&told, attr, false)?;
         Ok((told, attr))
     }
 
@@ -198,7 +216,9 @@ impl Nfs {
         e.opaque(handle);
         sattr(&mut e, mode, size);
         e.bool(false);
-        self.ask(Procedure::SetAttr, e).await
+        let told = self.ask(Procedure::SetAttr, e).await?;
+        self.look(&told, told.decode(wcc)?, told.status == OK)?;
+        Ok(told)
     }
 
     pub(super) async fn lookup(
@@ -213,6 +233,7 @@ impl Nfs {
             return Ok((told, None));
         }
         let (handle, attr) = told.decode(|d| Ok((d.opaque(HANDLE_MAX)?.to_vec(), d.optional(attr)?)))?;
+        self.look(&told, attr, false)?;
         Ok((told, Some((handle, attr.ok_or("LOOKUP tells no attributes")?))))
     }
 
@@ -244,6 +265,7 @@ impl Nfs {
             Ok((attr, d.opaque(READ_MAX)?.to_vec(), eof))
         })?;
         let attr = attr.ok_or("READ tells no attributes")?;
+        self.look(&told, Some(attr), false)?;
         match bytes.is_empty() && !eof {
             true => Err(String::from("READ gave no bytes and no end")),
             false => Ok((told, bytes, eof, attr)),
@@ -261,10 +283,11 @@ impl Nfs {
         e.opaque(handle).u64(offset).u32(data.len() as u32).u32(stable).opaque(data);
         let told = self.ask(Procedure::Write, e).await?;
         told.must(OK)?;
-        let written = told.decode(|d| {
-            wcc(d)?;
-            Ok(Written { count: d.u32()?, committed: d.u32()?, verifier: d.u64()? })
+        let (attr, written) = told.decode(|d| {
+            let attr = wcc(d)?;
+            Ok((attr, Written { count: d.u32()?, committed: d.u32()?, verifier: d.u64()? }))
         })?;
+        self.look(&told, attr, true)?;
         if written.committed < stable {
             return Err(format!("a WRITE of stability {stable} was committed as {}", written.committed));
         }
@@ -278,10 +301,8 @@ impl Nfs {
         e.opaque(handle).u64(offset).u32(count);
         let told = self.ask(Procedure::Commit, e).await?;
         told.must(OK)?;
-        let verifier = told.decode(|d| {
-            wcc(d)?;
-            d.u64()
-        })?;
+        let (attr, verifier) = told.decode(|d| Ok((wcc(d)?, d.u64()?)))?;
+        self.look(&told, attr, false)?;
         self.scene.verifier(verifier, told.boot)?;
         Ok((told, verifier))
     }
@@ -309,7 +330,7 @@ impl Nfs {
         let mut e = Encoder::default();
         e.opaque(dir).opaque(name);
         sattr(&mut e, Some(0o755), None);
-        self.ask(Procedure::MkDir, e).await
+        self.look_at_parent(self.ask(Procedure::MkDir, e).await?)
     }
 
     pub(super) async fn symlink(&self, dir: &[u8], name: &[u8], target: &[u8]) -> Result<Told, String> {
@@ -317,26 +338,50 @@ impl Nfs {
         e.opaque(dir).opaque(name);
         sattr(&mut e, None, None);
         e.opaque(target);
-        self.ask(Procedure::SymLink, e).await
+        self.look_at_parent(self.ask(Procedure::SymLink, e).await?)
+    }
+
+    /// Looks at the change time of the directory in which something was made.
+    fn look_at_parent(&self, told: Told) -> Result<Told, String> {
+        if told.status == OK {
+            let parent = told.decode(|d| {
+                d.optional(|d| d.opaque(HANDLE_MAX))?;
+                d.optional(attr)?;
+                wcc(d)
+            })?;
+            self.look(&told, parent, true)?;
+        }
+        Ok(told)
     }
 
     /// REMOVE or RMDIR.
     pub(super) async fn remove(&self, what: Procedure, dir: &[u8], name: &[u8]) -> Result<Told, String> {
         let mut e = Encoder::default();
         e.opaque(dir).opaque(name);
-        self.ask(what, e).await
+        let told = self.ask(what, e).await?;
+        self.look(&told, told.decode(wcc)?, told.status == OK)?;
+        Ok(told)
     }
 
     pub(super) async fn rename(&self, from: (&[u8], &[u8]), to: (&[u8], &[u8])) -> Result<Told, String> {
         let mut e = Encoder::default();
         e.opaque(from.0).opaque(from.1).opaque(to.0).opaque(to.1);
-        self.ask(Procedure::Rename, e).await
+        let told = self.ask(Procedure::Rename, e).await?;
+        let (from, to) = told.decode(|d| Ok((wcc(d)?, wcc(d)?)))?;
+        // Nothing happens where both names are one object's.
+        self.look(&told, from, false)?;
+        self.look(&told, to, false)?;
+        Ok(told)
     }
 
     pub(super) async fn link(&self, handle: &[u8], dir: &[u8], name: &[u8]) -> Result<Told, String> {
         let mut e = Encoder::default();
         e.opaque(handle).opaque(dir).opaque(name);
-        self.ask(Procedure::Link, e).await
+        let told = self.ask(Procedure::Link, e).await?;
+        let (file, dir) = told.decode(|d| Ok((d.optional(attr)?, wcc(d)?)))?;
+        self.look(&told, file, told.status == OK)?;
+        self.look(&told, dir, told.status == OK)?;
+        Ok(told)
     }
 
     /// All entries but `.` and `..`.

@@ -40,6 +40,16 @@ pub struct Seen {
     pub failures: u64,
     /// Reads that told what a power cut had left of several values.
     pub decided: u64,
+    /// Ethernet frames, those that were lost, and those that were damaged.
+    pub frames: u64,
+    /// Lost.
+    pub frames_lost: u64,
+    /// Damaged.
+    pub frames_damaged: u64,
+    /// Buffers that were refused.
+    pub refused: u64,
+    /// Answers that said "not now".
+    pub not_now: u64,
 }
 
 impl Seen {
@@ -54,6 +64,11 @@ impl Seen {
         self.written_again += other.written_again;
         self.failures += other.failures;
         self.decided += other.decided;
+        self.frames += other.frames;
+        self.frames_lost += other.frames_lost;
+        self.frames_damaged += other.frames_damaged;
+        self.refused += other.refused;
+        self.not_now += other.not_now;
     }
 }
 
@@ -70,7 +85,7 @@ pub(super) struct Scene {
     next_mark: Cell<u64>,
     next_token: Cell<u32>,
     /// What servers answered, by the client's end of the connection.
-    taps: RefCell<BTreeMap<SocketAddr, Vec<Given>>>,
+    taps: RefCell<BTreeMap<SocketAddr, Rc<RefCell<Vec<Given>>>>>,
     /// What was promised so far.
     pub(super) promises: RefCell<Vec<Promise>>,
     problem: RefCell<Option<String>>,
@@ -78,6 +93,8 @@ pub(super) struct Scene {
     verifiers: RefCell<BTreeMap<u64, u64>>,
     /// Boots in which something may fail honestly.
     faulty: RefCell<Vec<u64>>,
+    /// Buffers are refused: who is told so asks again.
+    pub(super) little_memory: Cell<bool>,
     /// Clients that did all their steps, and that saw all they should at the end.
     pub(super) worked: Cell<usize>,
     /// The last boot, in which clients look at everything.
@@ -103,6 +120,7 @@ impl Scene {
             problem: RefCell::default(),
             verifiers: RefCell::default(),
             faulty: RefCell::default(),
+            little_memory: Cell::new(false),
             worked: Cell::new(0),
             finale: Cell::new(false),
             satisfied: Cell::new(0),
@@ -135,6 +153,11 @@ impl Scene {
             world.trace().mark(mark);
         }
         mark
+    }
+
+    /// The last mark there is.
+    pub(super) fn last_mark(&self) -> u64 {
+        self.next_mark.get() - 1
     }
 
     /// A number for something that is to be found again in what the disks saw.
@@ -200,7 +223,7 @@ impl Scene {
     /// The mark and the boot with which the server handed over byte `at` of what it sent to `client`.
     pub(super) fn given(&self, client: SocketAddr, at: u64) -> (u64, u64) {
         let taps = self.taps.borrow();
-        let tap = taps.get(&client).expect("who was answered was served");
+        let tap = taps.get(&client).expect("who was answered was served").borrow();
         let found = tap[tap.partition_point(|(end, ..)| *end <= at)];
         (found.1, found.2)
     }
@@ -241,9 +264,11 @@ impl Listener for TapListener {
         let (listener, scene) = (self.listener.clone(), self.scene.clone());
         Box::pin(async move {
             let stream = listener.accept().await?;
-            scene.taps.borrow_mut().insert(canonical(stream.peer()), Vec::new());
+            // A client may use its port again while an earlier connection from it is not over here.
+            let tap = Rc::new(RefCell::new(Vec::new()));
+            scene.taps.borrow_mut().insert(canonical(stream.peer()), tap.clone());
             let sent = Cell::new(0);
-            Ok(Rc::new(TapStream { stream, scene, sent }) as Rc<dyn Stream>)
+            Ok(Rc::new(TapStream { stream, scene, tap, sent }) as Rc<dyn Stream>)
         })
     }
 }
@@ -256,6 +281,7 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
 struct TapStream {
     stream: Rc<dyn Stream>,
     scene: Rc<Scene>,
+    tap: Rc<RefCell<Vec<Given>>>,
     sent: Cell<u64>,
 }
 
@@ -285,8 +311,7 @@ impl Stream for TapStream {
         if let Poll::Ready(Ok(count @ 1..)) = sent {
             self.sent.set(self.sent.get() + count as u64);
             let given = (self.sent.get(), self.scene.mark(), self.scene.boot());
-            let mut taps = self.scene.taps.borrow_mut();
-            taps.get_mut(&canonical(self.peer())).expect("there since it was accepted").push(given);
+            self.tap.borrow_mut().push(given);
         }
         sent
     }

@@ -24,6 +24,7 @@ const ZERO: u16 = 6;
 const FUA: u16 = 1;
 const NO_HOLE: u16 = 2;
 const EIO: u32 = 5;
+const ENOMEM: u32 = 12;
 const ESHUTDOWN: u32 = 108;
 const GREETING: &[u8] = b"NBDMAGICIHAVEOPT\x00\x03";
 const REQUEST_MAGIC: u32 = 0x2560_9513;
@@ -299,6 +300,10 @@ impl Disk {
         match word(4) {
             0 => {}
             ESHUTDOWN => return Err(Fail::Lost),
+            ENOMEM if self.scene.little_memory.get() => {
+                self.scene.count(|seen| seen.not_now += 1);
+                return Err(Fail::Lost);
+            }
             EIO if self.scene.may_fail(boot) => {
                 let request = &self.asked[&cookie];
                 if request.command == FLUSH {

@@ -1,58 +1,103 @@
 //! A fake virtio device on either bus: registers, feature negotiation and the device's side of split virtqueues.
 //! It checks that the driver keeps to the specification. What the device does with chains is its [`Backend`]'s.
 
-use super::{FakeFunction, Model, Random, World, dma_read, dma_read_into, dma_write};
+use crate::board::{Board, Model};
+use crate::function::Function;
+use crate::memory::{read as dma_read, read_into as dma_read_into, write as dma_write};
+use crate::random::Random;
+use moraine_drivers::MmioWindow;
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
+/// Where the registers of the first device on PCI are; each further one has its own behind it.
 pub const BAR: u64 = 0x20_0000_0000;
+const BAR_LEN: usize = 0x4000;
+/// Where the window of the first device on MMIO is; each further one has its own behind it.
 pub const MMIO: u64 = 0xfeb0_0000;
+/// Length of such a window.
+pub const MMIO_LEN: usize = 0x200;
 const COMMON_AT: usize = 0;
 const NOTIFY_AT: usize = 0x1000;
 const CONFIG_AT: usize = 0x2000;
 const MSIX_AT: usize = 0x3000;
 const NOTIFY_MULTIPLIER: usize = 4;
+/// Of the status: the driver uses the device.
+const DRIVER_OK: u8 = 4;
 
+/// The feature of chains in tables of their own.
 pub const INDIRECT: u64 = 1 << 28;
+/// The feature of notifications at an index.
 pub const EVENT_IDX: u64 = 1 << 29;
+/// The feature of virtio 1.0 and later.
 pub const VERSION_1: u64 = 1 << 32;
 
+/// What a device is reached over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bus {
+    /// PCI, virtio 1.0.
     Pci,
+    /// A window, virtio 1.0.
     Mmio,
+    /// A window, virtio before 1.0.
     MmioLegacy,
+}
+
+/// A stretch of the driver's memory; only chains that a driver made have some.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    bus: u64,
+    /// How many bytes.
+    pub len: usize,
+}
+
+impl Part {
+    /// Writes to its start.
+    pub fn write(&self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.len, "a device writes no more than there is room for");
+        dma_write(self.bus, bytes);
+    }
+}
+
+/// The window of device number `index`.
+pub fn window(index: u8) -> MmioWindow {
+    MmioWindow { address: MMIO + u64::from(index) * MMIO_LEN as u64, len: MMIO_LEN as u64 }
 }
 
 /// A chain of buffers that the driver made available.
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
+    /// Its first descriptor, by which it is given back.
     pub head: u16,
-    pub readable: Vec<(u64, usize)>,
-    pub writable: Vec<(u64, usize)>,
+    /// What the device may read.
+    pub readable: Vec<Part>,
+    /// What it may write.
+    pub writable: Vec<Part>,
+    /// Descriptors of the ring that it takes.
     pub descriptors: usize,
 }
 
 impl Chain {
+    /// All that may be read.
     pub fn read(&self) -> Vec<u8> {
         let mut all = Vec::new();
-        for &(at, len) in &self.readable {
+        for part in &self.readable {
             let start = all.len();
-            all.resize(start + len, 0);
-            dma_read_into(at, &mut all[start..]);
+            all.resize(start + part.len, 0);
+            dma_read_into(part.bus, &mut all[start..]);
         }
         all
     }
 
+    /// Bytes that may be written.
     pub fn writable_len(&self) -> usize {
-        self.writable.iter().map(|w| w.1).sum()
+        self.writable.iter().map(|w| w.len).sum()
     }
 
     /// Scatters bytes from the start of the writable part.
     pub fn write(&self, mut bytes: &[u8]) {
-        for &(at, len) in &self.writable {
-            let n = len.min(bytes.len());
-            dma_write(at, &bytes[..n]);
+        for part in &self.writable {
+            let n = part.len.min(bytes.len());
+            part.write(&bytes[..n]);
             bytes = &bytes[n..];
         }
         assert!(bytes.is_empty(), "the device writes no more than there is room for");
@@ -88,8 +133,8 @@ struct State {
 pub trait Backend {
     /// A chain became available on a queue.
     fn arrived(&self, device: &Virtio, queue: u16, chain: Chain);
-    /// Works on what it has.
-    fn step(&self, device: &Virtio);
+    /// Works on what it has; whether it left something that it could do now.
+    fn step(&self, device: &Virtio) -> bool;
     /// The driver reset the device: everything is forgotten.
     fn reset(&self);
 }
@@ -99,36 +144,57 @@ pub struct Virtio {
     kind: u32,
     bus: Bus,
     state: RefCell<State>,
-    world: Weak<World>,
+    board: Weak<Board>,
     backend: Rc<dyn Backend>,
+    /// Device configuration.
     pub config: RefCell<Vec<u8>>,
+    /// Features offered.
     pub features: Cell<u64>,
+    /// Most entries of a queue.
     pub queue_max: Cell<u16>,
+    /// What it decides by.
     pub random: RefCell<Random>,
+    /// Whether a reset does anything.
     pub can_reset: Cell<bool>,
     /// It gives back what it likes.
     pub lies: Cell<bool>,
-    // What was seen.
+    /// It is gone.
+    pub absent: Cell<bool>,
+    /// Times it was notified.
     pub notifications: Cell<u64>,
+    /// Times it was reset.
     pub resets: Cell<u32>,
 }
 
 impl Virtio {
+    /// Attaches a device of this kind to the board.
     pub fn attach(
-        world: &Rc<World>,
+        board: &Rc<Board>,
         bus: Bus,
         kind: u32,
         features: u64,
         config: Vec<u8>,
         backend: Rc<dyn Backend>,
         seed: u64,
-    ) -> (Rc<Virtio>, Rc<FakeFunction>) {
+    ) -> (Rc<Virtio>, Rc<Function>) {
+        Virtio::attach_as(0, board, (bus, kind), (features, config), backend, seed)
+    }
+
+    /// Attaches device number `index`: on what bus, of which kind; what it offers, and its configuration.
+    pub fn attach_as(
+        index: u8,
+        board: &Rc<Board>,
+        (bus, kind): (Bus, u32),
+        (features, config): (u64, Vec<u8>),
+        backend: Rc<dyn Backend>,
+        seed: u64,
+    ) -> (Rc<Virtio>, Rc<Function>) {
         let state = State { queues: (0..2).map(|_| Queue::default()).collect(), ..State::default() };
         let device = Rc::new(Virtio {
             kind,
             bus,
             state: RefCell::new(state),
-            world: Rc::downgrade(world),
+            board: Rc::downgrade(board),
             backend,
             config: RefCell::new(config),
             features: Cell::new(features),
@@ -136,11 +202,15 @@ impl Virtio {
             random: RefCell::new(Random(seed)),
             can_reset: Cell::new(true),
             lies: Cell::new(false),
+            absent: Cell::new(false),
             notifications: Cell::new(0),
             resets: Cell::new(0),
         });
-        let function = Rc::new(FakeFunction::new(0x1af4, 0x1040 + kind as u16, 0));
-        function.bar(4, BAR);
+        let function = Rc::new(Function::new(0x1af4, 0x1040 + kind as u16, 0));
+        let bar = BAR + u64::from(index) * BAR_LEN as u64;
+        let mmio = MMIO + u64::from(index) * MMIO_LEN as u64;
+        function.device.set(function.device.get() + index);
+        function.bar(4, bar);
         let capability = |at, kind: u8, offset: usize, len: usize, more: &[u32]| {
             let mut rest = vec![4u32, offset as u32, len as u32];
             rest.extend(more);
@@ -151,26 +221,36 @@ impl Virtio {
         capability(0x70, 4, CONFIG_AT, 64, &[]);
         function.capability(0x80, 0x11, 0, &[MSIX_AT as u32 | 4]);
         match bus {
-            Bus::Pci => world.attach(device.clone(), &[(BAR, 0x4000)]),
-            _ => world.attach(device.clone(), &[(MMIO, 0x200)]),
+            Bus::Pci => board.attach(device.clone(), &[(bar, BAR_LEN)]),
+            _ => board.attach(device.clone(), &[(mmio, MMIO_LEN)]),
         }
         (device, function)
     }
 
+    /// Features accepted.
     pub fn accepted(&self) -> u64 {
         self.state.borrow().accepted
     }
 
+    /// Whether nobody drives it.
     pub fn is_reset(&self) -> bool {
         self.state.borrow().status == 0
     }
 
+    /// It asks for a reset.
     pub fn set_needs_reset(&self) {
         self.state.borrow_mut().status |= 0x40;
     }
 
-    fn world(&self) -> Rc<World> {
-        self.world.upgrade().unwrap()
+    fn board(&self) -> Rc<Board> {
+        self.board.upgrade().expect("a device is on a board")
+    }
+
+    /// Has the device looked at soon.
+    pub fn attend(&self) {
+        if let Some(board) = self.board.upgrade() {
+            board.attend();
+        }
     }
 
     fn parse(&self, queue: &Queue, head: u16) -> Chain {
@@ -184,7 +264,7 @@ impl Virtio {
             let len = u32::from_le_bytes(first[8..12].try_into().unwrap());
             assert_eq!(len % 16, 0);
             let table = u64::from_le_bytes(first[..8].try_into().unwrap());
-            assert!(self.world().is_dma(table, len as usize));
+            assert!(self.board().is_dma(table, len as usize));
             chain.descriptors = 1;
             (table, len / 16, 0)
         } else {
@@ -199,10 +279,10 @@ impl Virtio {
             let bytes = u32::from_le_bytes(entry[8..12].try_into().unwrap()) as usize;
             assert!(bytes > 0);
             if entry[12] & 2 != 0 {
-                chain.writable.push((bus, bytes));
+                chain.writable.push(Part { bus, len: bytes });
             } else {
                 assert!(chain.writable.is_empty(), "readable parts come first");
-                chain.readable.push((bus, bytes));
+                chain.readable.push(Part { bus, len: bytes });
             }
             chain.descriptors += usize::from(!indirect);
             if entry[12] & 1 == 0 {
@@ -263,12 +343,15 @@ impl Virtio {
         }
         match self.bus {
             Bus::Pci if vector == 0xffff || state.msix[3] & 1 != 0 => (),
-            Bus::Pci => self.world().interrupts.set(self.world().interrupts.get() + 1),
+            Bus::Pci => {
+                drop(state);
+                self.board().interrupt();
+            }
             // Edge triggered: only a line that was down makes an interrupt.
             _ if state.interrupt_status != 0 => (),
             _ => {
                 state.interrupt_status = 1;
-                self.world().interrupts.set(self.world().interrupts.get() + 1);
+                self.board().interrupt();
             }
         }
     }
@@ -436,19 +519,23 @@ impl Virtio {
         }
     }
 
-    /// Draws everything from a queue that was notified; sleeps again (asking to be notified) when it is empty.
-    fn serve(&self, number: u16) {
+    /// Draws everything from a queue that was notified; sleeps again (asking to be notified) when it is empty. Whether it
+    /// left something.
+    fn serve(&self, number: u16) -> bool {
         let is_active = |device: &Virtio| {
             let state = device.state.borrow();
-            state.queues[usize::from(number)].active && state.status & 4 != 0
+            state.queues[usize::from(number)].active && state.status & DRIVER_OK != 0
         };
-        if !is_active(self) || self.random.borrow_mut().chance(30) {
-            return;
+        if !is_active(self) {
+            return false;
+        }
+        if self.random.borrow_mut().chance(30) {
+            return true;
         }
         while let Some(chain) = self.draw(number) {
             self.backend.arrived(self, number, chain);
             if self.random.borrow_mut().chance(5) {
-                return;
+                return true;
             }
         }
         let mut state = self.state.borrow_mut();
@@ -458,11 +545,15 @@ impl Virtio {
             dma_write(queue.used + 4 + u64::from(queue.size) * 8, &queue.seen.to_le_bytes());
         }
         queue.active = false;
+        false
     }
 }
 
 impl Model for Virtio {
     fn read(&self, _window: usize, offset: usize, width: usize) -> u64 {
+        if self.absent.get() {
+            return u64::MAX >> (64 - width * 8);
+        }
         match (self.bus, offset) {
             (Bus::Pci, COMMON_AT..0x1000) => self.pci_read(offset),
             (Bus::Pci, CONFIG_AT..0x3000) => self.config_read(offset - CONFIG_AT, width),
@@ -474,6 +565,9 @@ impl Model for Virtio {
     }
 
     fn write(&self, _window: usize, offset: usize, _width: usize, value: u64) {
+        if self.absent.get() {
+            return;
+        }
         match (self.bus, offset) {
             (Bus::Pci, COMMON_AT..0x1000) => self.pci_write(offset, value),
             (Bus::Pci, NOTIFY_AT..0x2000) => self.notify((offset - NOTIFY_AT) / NOTIFY_MULTIPLIER),
@@ -484,12 +578,12 @@ impl Model for Virtio {
         }
     }
 
-    fn step(&self) {
-        if self.state.borrow().status & 4 == 0 {
-            return;
+    fn step(&self) -> bool {
+        let runs = |device: &Virtio| device.state.borrow().status & DRIVER_OK != 0 && !device.absent.get();
+        if !runs(self) {
+            return false;
         }
-        self.serve(0);
-        self.serve(1);
-        self.backend.step(self);
+        let more = self.serve(0) | self.serve(1);
+        more | (runs(self) && self.backend.step(self))
     }
 }

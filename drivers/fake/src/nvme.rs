@@ -1,22 +1,68 @@
 //! A fake NVMe controller: register file, queues, PRPs, and media in memory. It checks that the host keeps to the
 //! specification, and misbehaves when told to.
 
-use super::{FakeFunction, Model, Random, World, dma_read, dma_read_into, dma_write};
+use crate::board::{Board, Model};
+use crate::function::Function;
+use crate::medium::{Medium, Order, Outcome};
+use crate::memory::{read as dma_read, read_into as dma_read_into, write as dma_write};
+use crate::random::Random;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
 
+/// Where the registers of the first controller are; each further one has its own behind it.
 pub const BAR: u64 = 0x10_0000_0000;
+const BAR_LEN: usize = 0x4000;
 const MSIX_TABLE: usize = 0x3000;
+/// Most entries of a queue.
 pub const ENTRIES_MAX: usize = 1024;
 
-/// A namespace: block size and bytes.
+// Status codes with their type.
+const OK: u16 = 0;
+const INVALID_OPCODE: u16 = 0x01;
+const INTERNAL_ERROR: u16 = 0x06;
+const ABORTED: u16 = 0x07;
+const INVALID_NAMESPACE: u16 = 0x0b;
+const OUT_OF_RANGE: u16 = 0x80;
+const WRITE_FAULT: u16 = 0x280;
+const UNRECOVERED_READ: u16 = 0x281;
+
+const FLUSH: u8 = 0x00;
+const WRITE: u8 = 0x01;
+const READ: u8 = 0x02;
+const ZEROES: u8 = 0x08;
+const DATASET: u8 = 0x09;
+
+/// A namespace.
 pub struct Media {
+    /// Its number.
     pub id: u32,
+    /// Its logical block, in bytes.
     pub block: usize,
+    /// What it holds, if nothing is behind it.
     pub bytes: Vec<u8>,
+    /// What it lies on instead.
+    pub medium: Option<Rc<dyn Medium>>,
+    /// Bytes of metadata of each block.
     pub metadata: u16,
+    /// Whether it refuses writes.
     pub write_protected: bool,
+}
+
+impl Media {
+    /// A namespace in memory.
+    pub fn of_bytes(id: u32, block: usize, bytes: Vec<u8>) -> Media {
+        Media { id, block, bytes, medium: None, metadata: 0, write_protected: false }
+    }
+
+    /// A namespace on a medium.
+    pub fn on(id: u32, block: usize, medium: Rc<dyn Medium>) -> Media {
+        Media { medium: Some(medium), ..Media::of_bytes(id, block, Vec::new()) }
+    }
+
+    fn size(&self) -> u64 {
+        self.medium.as_ref().map_or(self.bytes.len() as u64, |medium| medium.size())
+    }
 }
 
 /// Decides about each I/O command.
@@ -25,6 +71,7 @@ pub type FateOf = Box<dyn FnMut(&Sqe) -> Fate>;
 /// What becomes of an I/O command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
+    /// It is carried out.
     Normal,
     /// Fails with this status, without effect.
     Fail(u16),
@@ -32,6 +79,7 @@ pub enum Fate {
     Hang,
 }
 
+/// A command as it lies in a submission queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Sqe(pub [u8; 64]);
 
@@ -42,18 +90,23 @@ impl Sqe {
     fn u64(&self, at: usize) -> u64 {
         u64::from_le_bytes(self.0[at..at + 8].try_into().unwrap())
     }
+    /// What is to be done.
     pub fn opcode(&self) -> u8 {
         self.0[0]
     }
+    /// Its number.
     pub fn id(&self) -> u16 {
         (self.u32(0) >> 16) as u16
     }
+    /// Its first block.
     pub fn lba(&self) -> u64 {
         self.u64(40)
     }
+    /// How many blocks.
     pub fn blocks(&self) -> usize {
         (self.u32(48) & 0xffff) as usize + 1
     }
+    /// Whether it must be durable at its end.
     pub fn fua(&self) -> bool {
         self.u32(48) & 1 << 30 != 0
     }
@@ -90,21 +143,33 @@ struct State {
     msix: [u32; 4],
     pending: Vec<Sqe>,
     hung: Vec<Sqe>,
+    /// With a medium, and the number of resets when they were begun.
+    under_way: Vec<Sqe>,
+    generation: u64,
 }
 
 /// The controller. Behaviour is set through its public fields.
 pub struct Nvme {
     state: RefCell<State>,
-    world: Weak<World>,
+    board: Weak<Board>,
+    this: Weak<Nvme>,
+    /// What ended behind the controller, by generation.
+    ended: RefCell<Vec<(u64, Sqe, Outcome)>>,
+    /// Its namespaces.
     pub media: RefCell<Vec<Media>>,
+    /// What it decides by.
     pub random: RefCell<Random>,
     /// log2 pages of the largest transfer.
     pub mdts: Cell<u8>,
+    /// Whether it says that it has one.
     pub volatile_cache: Cell<bool>,
+    /// Optional commands that it has.
     pub oncs: Cell<u16>,
+    /// Most entries of a queue, less one.
     pub mqes: Cell<u16>,
     /// Complete in random order and number.
     pub shuffle: Cell<bool>,
+    /// What becomes of commands.
     pub fate: RefCell<FateOf>,
     /// Whether Abort works.
     pub can_abort: Cell<bool>,
@@ -112,23 +177,37 @@ pub struct Nvme {
     pub can_reset: Cell<bool>,
     /// Junk completions to post: command ids.
     pub junk: RefCell<Vec<u16>>,
+    /// It is gone.
     pub absent: Cell<bool>,
     /// Bytes of Identify data that are overwritten with anything, in percent.
     pub garbled: Cell<u64>,
-    // What was seen.
+    /// Whether I/O commands are noted in `log`.
+    pub logs: Cell<bool>,
+    /// I/O commands seen.
     pub log: RefCell<Vec<Sqe>>,
+    /// Times a tail doorbell was rung.
     pub doorbells: Cell<u64>,
+    /// Times a head doorbell was rung.
     pub head_doorbells: Cell<u64>,
+    /// Times it was disabled.
     pub resets: Cell<u32>,
+    /// Most I/O commands at once.
     pub most_in_flight: Cell<usize>,
 }
 
 impl Nvme {
-    /// Attaches a controller with namespaces to the world.
-    pub fn attach(world: &Rc<World>, media: Vec<Media>, seed: u64) -> (Rc<Nvme>, Rc<FakeFunction>) {
-        let nvme = Rc::new(Nvme {
+    /// Attaches a controller with namespaces to the board.
+    pub fn attach(board: &Rc<Board>, media: Vec<Media>, seed: u64) -> (Rc<Nvme>, Rc<Function>) {
+        Nvme::attach_as(0, board, media, seed)
+    }
+
+    /// Attaches controller number `index`.
+    pub fn attach_as(index: u8, board: &Rc<Board>, media: Vec<Media>, seed: u64) -> (Rc<Nvme>, Rc<Function>) {
+        let nvme = Rc::new_cyclic(|this| Nvme {
             state: RefCell::default(),
-            world: Rc::downgrade(world),
+            board: Rc::downgrade(board),
+            this: this.clone(),
+            ended: RefCell::default(),
             media: RefCell::new(media),
             random: RefCell::new(Random(seed)),
             mdts: Cell::new(7),
@@ -142,16 +221,19 @@ impl Nvme {
             junk: RefCell::default(),
             absent: Cell::new(false),
             garbled: Cell::new(0),
+            logs: Cell::new(true),
             log: RefCell::default(),
             doorbells: Cell::new(0),
             head_doorbells: Cell::new(0),
             resets: Cell::new(0),
             most_in_flight: Cell::new(0),
         });
-        let function = Rc::new(FakeFunction::new(0x1b36, 0x0010, 0x01_08_02));
-        function.bar(0, BAR);
+        let function = Rc::new(Function::new(0x1b36, 0x0010, 0x01_08_02));
+        let bar = BAR + u64::from(index) * BAR_LEN as u64;
+        function.device.set(function.device.get() + index);
+        function.bar(0, bar);
         function.capability(0x40, 0x11, 0, &[MSIX_TABLE as u32]);
-        world.attach(nvme.clone(), &[(BAR, 0x4000)]);
+        board.attach(nvme.clone(), &[(bar, BAR_LEN)]);
         (nvme, function)
     }
 
@@ -163,16 +245,23 @@ impl Nvme {
         }
     }
 
+    /// How many commands hang.
     pub fn hung(&self) -> usize {
         self.state.borrow().hung.len()
     }
 
+    /// Whether it was told that the power goes.
     pub fn was_shut_down(&self) -> bool {
         self.state.borrow().cc >> 14 & 3 == 1
     }
 
+    /// It fails for good.
     pub fn set_fatal(&self) {
         self.state.borrow_mut().fatal = true;
+    }
+
+    fn board(&self) -> Rc<Board> {
+        self.board.upgrade().expect("a device is on a board")
     }
 
     fn post(&self, state: &mut State, queue: usize, id: u16, status: u16, result: u32) {
@@ -191,8 +280,7 @@ impl Nvme {
             cq.phase ^= 1;
         }
         if cq.interrupts && state.msix[3] & 1 == 0 {
-            let world = self.world.upgrade().unwrap();
-            world.interrupts.set(world.interrupts.get() + 1);
+            self.board().interrupt();
         }
     }
 
@@ -219,7 +307,7 @@ impl Nvme {
             let entries = left.div_ceil(4096);
             assert_eq!(second % 8, 0);
             assert!(second as usize % 4096 + entries * 8 <= 4096, "a PRP list stays in its page");
-            assert!(self.world.upgrade().unwrap().is_dma(second, entries * 8), "a PRP list is DMA memory");
+            assert!(self.board().is_dma(second, entries * 8), "a PRP list is DMA memory");
             for i in 0..entries {
                 let page = u64::from_le_bytes(dma_read(second + i as u64 * 8));
                 assert_eq!(page % 4096, 0, "PRP list entries are page-aligned");
@@ -236,7 +324,7 @@ impl Nvme {
         match command.u32(40) {
             0 => {
                 let media = media.iter().find(|m| m.id == command.u32(4))?;
-                let blocks = (media.bytes.len() / media.block) as u64;
+                let blocks = media.size() / media.block as u64;
                 data[..8].copy_from_slice(&blocks.to_le_bytes());
                 data[8..16].copy_from_slice(&blocks.to_le_bytes());
                 data[99] = media.write_protected.into();
@@ -292,7 +380,7 @@ impl Nvme {
                     dma_write(command.u64(24), &data);
                     (0, 0)
                 }
-                None => (0x0b, 0),
+                None => (INVALID_NAMESPACE, 0),
             },
             0x08 => {
                 let victim = (dw10 >> 16) as u16;
@@ -300,7 +388,7 @@ impl Nvme {
                 match found.filter(|_| self.can_abort.get()) {
                     Some(at) => {
                         let command = state.hung.remove(at);
-                        self.post(state, 1, command.id(), 0x07, 0);
+                        self.post(state, 1, command.id(), ABORTED, 0);
                         (0, 0)
                     }
                     None => (0, 1),
@@ -317,60 +405,144 @@ impl Nvme {
             Fate::Hang => state.hung.push(*command),
             Fate::Fail(status) => self.post(state, 1, command.id(), status, 0),
             Fate::Normal => {
-                let status = self.transfer(command);
-                self.post(state, 1, command.id(), status, 0);
+                let (order, medium) = {
+                    let media = self.media.borrow();
+                    let Some(media) = media.iter().find(|m| m.id == command.u32(4)) else {
+                        return self.post(state, 1, command.id(), INVALID_NAMESPACE, 0);
+                    };
+                    (self.order(command, media), media.medium.clone())
+                };
+                let result = match (order, medium) {
+                    (Ok(order), Some(medium)) => return self.begin(state, *command, order, &*medium),
+                    (Ok(order), None) => {
+                        self.transfer(command, order);
+                        OK
+                    }
+                    (Err(status), _) => status,
+                };
+                self.post(state, 1, command.id(), result, 0);
             }
         }
     }
 
-    fn transfer(&self, command: &Sqe) -> u16 {
-        let mut media = self.media.borrow_mut();
-        let Some(media) = media.iter_mut().find(|m| m.id == command.u32(4)) else { return 0x0b };
-        if command.opcode() == 0x00 {
-            return 0;
+    /// What a command wants of its namespace.
+    fn order(&self, command: &Sqe, media: &Media) -> Result<Order, u16> {
+        if command.opcode() == FLUSH {
+            return Ok(Order::Flush);
         }
-        let (start, len) = if command.opcode() == 0x09 {
+        let block = media.block as u64;
+        let (at, len) = if command.opcode() == DATASET {
             assert_eq!(command.u32(44), 1 << 2, "deallocate");
             assert_eq!(command.u32(40), 0, "one range");
             let range: [u8; 16] = dma_read(command.u64(24));
-            let blocks = u32::from_le_bytes(range[4..8].try_into().unwrap()) as usize;
-            let lba = u64::from_le_bytes(range[8..16].try_into().unwrap()) as usize;
-            (lba * media.block, blocks * media.block)
+            let (_, blocks, lba) = fields(&range);
+            (lba * block, u64::from(blocks) * block)
         } else {
-            (command.lba() as usize * media.block, command.blocks() * media.block)
+            (command.lba() * block, command.blocks() as u64 * block)
         };
-        if start + len > media.bytes.len() {
-            return 0x80;
+        if at + len > media.size() {
+            return Err(OUT_OF_RANGE);
         }
-        if matches!(command.opcode(), 1 | 2) {
+        if matches!(command.opcode(), READ | WRITE) {
             assert!(self.mdts.get() == 0 || len <= 4096 << self.mdts.get(), "MDTS is kept");
         }
-        let mut at = start;
         match command.opcode() {
-            0x01 => {
-                for (page, len) in self.pages(command, len) {
-                    dma_read_into(page, &mut media.bytes[at..at + len]);
-                    at += len;
+            WRITE => {
+                let mut bytes = Vec::new();
+                for (page, len) in self.pages(command, len as usize) {
+                    let start = bytes.len();
+                    bytes.resize(start + len, 0);
+                    dma_read_into(page, &mut bytes[start..]);
                 }
+                Ok(Order::Write { at, bytes, fua: command.fua() })
             }
-            0x02 => {
-                for (page, len) in self.pages(command, len) {
-                    dma_write(page, &media.bytes[at..at + len]);
-                    at += len;
-                }
-            }
-            0x08 => media.bytes[start..start + len].fill(0),
-            0x09 => media.bytes[start..start + len].fill(0xdd),
-            _ => return 0x01,
+            READ => Ok(Order::Read { at, len: len as usize }),
+            ZEROES => Ok(Order::Zero { at, len }),
+            DATASET => Ok(Order::Discard { at, len }),
+            _ => Err(INVALID_OPCODE),
         }
-        0
+    }
+
+    /// Carries an order out on bytes in memory.
+    fn transfer(&self, command: &Sqe, order: Order) {
+        let mut media = self.media.borrow_mut();
+        let media = media.iter_mut().find(|m| m.id == command.u32(4)).expect("it was found before");
+        let (at, len) = order.range();
+        let range = at as usize..(at + len) as usize;
+        match order {
+            Order::Read { .. } => self.give(command, &media.bytes[range]),
+            Order::Write { bytes, .. } => media.bytes[range].copy_from_slice(&bytes),
+            Order::Zero { .. } => media.bytes[range].fill(0),
+            Order::Discard { .. } => media.bytes[range].fill(0xdd),
+            Order::Flush => {}
+        }
+    }
+
+    /// Puts what was read where the command wants it.
+    fn give(&self, command: &Sqe, mut bytes: &[u8]) {
+        for (page, len) in self.pages(command, bytes.len()) {
+            dma_write(page, &bytes[..len]);
+            bytes = &bytes[len..];
+        }
+    }
+
+    /// Hands an order to the medium behind the namespace.
+    fn begin(&self, state: &mut State, command: Sqe, order: Order, medium: &dyn Medium) {
+        state.under_way.push(command);
+        let (this, generation) = (self.this.clone(), state.generation);
+        let end = move |outcome| {
+            if let Some(this) = this.upgrade() {
+                this.ended.borrow_mut().push((generation, command, outcome));
+                if let Some(board) = this.board.upgrade() {
+                    board.attend();
+                }
+            }
+        };
+        medium.begin(order, Box::new(end));
+    }
+
+    /// Answers what ended behind it since the last look.
+    fn end_orders(&self, state: &mut State) {
+        for (generation, command, outcome) in self.ended.take() {
+            // What a reset caught is not answered.
+            if generation != state.generation {
+                continue;
+            }
+            state.under_way.retain(|other| other.id() != command.id());
+            let status = match outcome {
+                Outcome::Done(bytes) => {
+                    if command.opcode() == READ {
+                        self.give(&command, &bytes);
+                    }
+                    OK
+                }
+                Outcome::MediumError if command.opcode() == READ => UNRECOVERED_READ,
+                Outcome::MediumError => WRITE_FAULT,
+                Outcome::DeviceError => INTERNAL_ERROR,
+                Outcome::Never => {
+                    state.hung.push(command);
+                    continue;
+                }
+                Outcome::Gone => {
+                    self.absent.set(true);
+                    return;
+                }
+            };
+            self.post(state, 1, command.id(), status, 0);
+        }
     }
 
     fn disable(&self, state: &mut State) {
         let msix = state.msix;
         let (aqa, asq, acq) = (state.aqa, state.asq, state.acq);
-        *state = State { msix, aqa, asq, acq, ..State::default() };
+        let generation = state.generation + 1;
+        *state = State { msix, aqa, asq, acq, generation, ..State::default() };
         self.resets.set(self.resets.get() + 1);
+        self.media
+            .borrow()
+            .iter()
+            .filter_map(|media| media.medium.as_ref())
+            .for_each(|medium| medium.reset());
     }
 }
 
@@ -433,7 +605,7 @@ impl Model for Nvme {
         }
     }
 
-    fn step(&self) {
+    fn step(&self) -> bool {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         if state.cc & 1 != 0 && !state.ready && self.can_reset.get() {
@@ -442,24 +614,27 @@ impl Model for Nvme {
             state.sq[0] = Sq { base: state.asq, entries, ..Sq::default() };
             state.cq[0] = Cq { base: state.acq, entries, phase: 1, ..Cq::default() };
             state.ready = true;
-            return;
+            return true;
         }
-        if !state.ready || state.fatal {
-            return;
+        if !state.ready || state.fatal || self.absent.get() {
+            return false;
         }
         for command in self.fetch(state, 0) {
             self.admin(state, &command);
         }
         if state.sq[1].entries == 0 {
-            return;
+            return false;
         }
+        self.end_orders(state);
         for command in self.fetch(state, 1) {
-            let ids: BTreeSet<u16> = state.pending.iter().chain(&state.hung).map(Sqe::id).collect();
+            let ids: BTreeSet<u16> = known(state).map(Sqe::id).collect();
             assert!(!ids.contains(&command.id()), "command ids in flight are unique");
-            self.log.borrow_mut().push(command);
+            if self.logs.get() {
+                self.log.borrow_mut().push(command);
+            }
             state.pending.push(command);
         }
-        self.most_in_flight.set(self.most_in_flight.get().max(state.pending.len() + state.hung.len()));
+        self.most_in_flight.set(self.most_in_flight.get().max(known(state).count()));
         for id in self.junk.take() {
             self.post(state, 1, id, 0, 0);
         }
@@ -474,5 +649,17 @@ impl Model for Nvme {
             let fate = (self.fate.borrow_mut())(&command);
             self.execute(state, &command, fate);
         }
+        !state.pending.is_empty()
     }
+}
+
+/// All I/O commands that have no answer yet.
+fn known(state: &State) -> impl Iterator<Item = &Sqe> {
+    state.pending.iter().chain(&state.hung).chain(&state.under_way)
+}
+
+/// A range of a dataset command: attributes, blocks, first block.
+fn fields(range: &[u8; 16]) -> (u32, u32, u64) {
+    let word = |at: usize| u32::from_le_bytes([range[at], range[at + 1], range[at + 2], range[at + 3]]);
+    (word(0), word(4), u64::from(word(8)) | u64::from(word(12)) << 32)
 }
