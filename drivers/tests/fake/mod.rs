@@ -237,7 +237,7 @@ unsafe impl Hal for World {
         let windows = self.windows.borrow();
         let window = windows
             .iter()
-            .find(|w| address >= w.address && address + len as u64 <= w.address + w.len as u64)?;
+            .find(|w| address >= w.address && address - w.address + len as u64 <= w.len as u64)?;
         let start = (address - window.address) as usize;
         Some(Rc::new(FakeRegisters { model: window.model.clone(), window: window.number, start, len }))
     }

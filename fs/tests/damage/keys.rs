@@ -1,6 +1,5 @@
 //! Keys: removed, replaced, moved, of every kind that the trees know. The structure is whole and every checksum right.
 
-use crate::sample::{Exact, Left, Sample, Told, budget, choose, fsck, ordeal, plug, read_all, world};
 use moraine_format::dirent::{Dirent, Target};
 use moraine_format::inode::{Inode, InodeKind, ROOT_INODE, VOLUMES_INODE};
 use moraine_format::key::ROOT_SNAPSHOT;
@@ -11,6 +10,7 @@ use moraine_fs::engine::Engine;
 use moraine_fs::repair::{FindingKind, Repair};
 use moraine_fs::tx::Class;
 use moraine_sim::Image;
+use moraine_sim::damage::{Exact, Left, Sample, Told, budget, choose, fsck, ordeal, plug, read_all, world};
 use std::collections::BTreeMap;
 
 type Keys = BTreeMap<Pos, Vec<u8>>;

@@ -1,192 +1,21 @@
-//! A small pool with a real tree of files in it.
+//! What damaged pools are put to: read, used, checked, repaired, checked again. What comes out is right, or named as damage.
 
-use moraine_fs::engine::{Budget, Engine, FormatOptions};
-use moraine_fs::filesystem::Options;
+use super::sample::{CACHE_BYTES, Made, Sample, budget, options, plug, root, world};
+use crate::{Image, Random};
+use moraine_fs::engine::{Budget, Engine};
 use moraine_fs::repair::{Damage, Finding, FindingKind, Repair, Reporter, Summary, check_pool};
 use moraine_fs::vfs::*;
 use moraine_fs::{CacheBudget, Filesystem, FsError};
-use moraine_platform::BlockDevice;
-use moraine_sim::{DiskConfig, Image, Random, SimDisk, World, WorldConfig};
 use std::collections::BTreeMap;
-use std::rc::Rc;
-
-pub const DISK_BYTES: u64 = 8 << 20;
-pub const BUCKET_BYTES: u64 = 64 << 10;
-pub const NODE_BYTES: u32 = 32 << 10;
-const CACHE_BYTES: usize = 1 << 20;
-/// Polls a world may take: beyond, it hangs.
-const POLLS_MAX: u64 = 3_000_000;
-
-/// What a file, a directory or a link was made as.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Made {
-    /// A file with the contents it had at one time or another; the newest last.
-    File(Vec<Vec<u8>>),
-    Dir,
-    Link(Vec<u8>),
-}
-
-/// A pool on one disk, and what is in it.
-pub struct Sample {
-    pub image: Image,
-    pub tree: BTreeMap<Vec<u8>, Made>,
-}
-
-/// Small nodes, so that trees are deep.
-pub fn budget() -> Budget {
-    Budget { node_cache_bytes: 1 << 20, node_keys_max: 16, ..Budget::default() }
-}
-
-fn options() -> Options {
-    Options { hash_bits: 4, ..Options::default() }
-}
-
-pub fn plug(world: &World, image: &Image) -> (Rc<SimDisk>, Vec<Rc<dyn BlockDevice>>) {
-    let config = DiskConfig { discard: false, ..DiskConfig::default() };
-    let disk = world.disk_with(image.clone(), config);
-    (disk.clone(), vec![disk as Rc<dyn BlockDevice>])
-}
-
-pub fn world(seed: u64) -> World {
-    World::with(WorldConfig { poll_limit: POLLS_MAX, ..WorldConfig::new(seed) })
-}
-
-/// Bytes that tell where they belong.
-pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            x ^= x << 13;
-            x ^= x >> 7;
-            x ^= x << 17;
-            (x >> 32) as u8 | 1
-        })
-        .collect()
-}
-
-/// How the pool was left.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Left {
-    /// Cleanly unmounted.
-    Clean,
-    /// In the middle of everything: what counts is in the journal.
-    Running,
-}
-
-impl Sample {
-    pub fn new(left: Left) -> Sample {
-        let world = world(1);
-        let (disk, disks) = plug(&world, &Image::new(DISK_BYTES));
-        let tree = world.run(async {
-            let format = FormatOptions {
-                label: "sample".into(),
-                bucket_bytes: BUCKET_BYTES,
-                journal_bytes: 8 * BUCKET_BYTES,
-                node_bytes: NODE_BYTES,
-                ..FormatOptions::default()
-            };
-            let engine = Engine::format(&world.platform(), &disks, &format, &budget()).await.unwrap();
-            Filesystem::format_root(&engine).await.unwrap();
-            engine.unmount().await.unwrap();
-            let engine = Engine::mount(&world.platform(), &disks, &budget()).await.unwrap();
-            let fs = Filesystem::open_with(engine, CacheBudget::of(CACHE_BYTES), options()).await.unwrap();
-            let tree = fill(&fs).await;
-            if left == Left::Clean {
-                fs.shutdown().await.unwrap();
-                fs.engine().unmount().await.unwrap();
-            } else {
-                fs.sync_all().await.unwrap();
-            }
-            tree
-        });
-        Sample { image: disk.durable_image(), tree }
-    }
-}
-
-fn root() -> Caller {
-    Caller::root()
-}
-
-fn mode(mode: u32) -> SetAttr {
-    SetAttr { mode: Some(mode), ..SetAttr::default() }
-}
-
-async fn write(fs: &Filesystem, file: ObjectId, at: u64, bytes: &[u8]) {
-    let data = WriteData::copy_of(at, bytes).unwrap();
-    fs.write(&root(), file, at, data, Stability::Unstable).await.unwrap();
-    fs.commit(file, 0, 0).await.unwrap();
-}
-
-/// Makes files of all kinds, some of them twice.
-async fn fill(fs: &Filesystem) -> BTreeMap<Vec<u8>, Made> {
-    let mut tree = BTreeMap::new();
-    let mut dirs = vec![(Vec::new(), fs.root())];
-    for name in [&b"/a"[..], b"/a/b", b"/c"] {
-        let at = name.iter().rposition(|b| *b == b'/').unwrap();
-        let parent = dirs.iter().find(|d| d.0 == name[..at]).unwrap().1;
-        let made = fs.make(&root(), parent, &name[at + 1..], NewNode::Dir, &mode(0o755)).await.unwrap();
-        dirs.push((name.to_vec(), made.value.0));
-        tree.insert(name.to_vec(), Made::Dir);
-    }
-    for (n, (path, dir)) in dirs.clone().iter().enumerate() {
-        for i in 0..10u64 {
-            let name = format!("file{i}");
-            let file = fs
-                .create(&root(), *dir, name.as_bytes(), CreateMode::Guarded, &mode(0o644))
-                .await
-                .unwrap()
-                .value
-                .0;
-            let seed = n as u64 * 100 + i;
-            let bytes = pattern(seed, [0, 17, 3000, 4096, 5000, 40_000, 9000, 1, 70_000, 20_000][i as usize]);
-            write(fs, file, 0, &bytes).await;
-            let mut versions = vec![bytes];
-            if i == 9 {
-                // Once more, in part, and with a hole behind.
-                let mut again = versions[0].clone();
-                again[4096..8192].copy_from_slice(&pattern(seed + 50, 4096));
-                write(fs, file, 4096, &again[4096..8192]).await;
-                versions.push(again.clone());
-                again.resize(40_000, 0);
-                again.extend(pattern(seed + 51, 100));
-                write(fs, file, 40_000, &again[40_000..]).await;
-                versions.push(again);
-            }
-            if i == 3 {
-                fs.setxattr(&root(), file, b"user.colour", &pattern(seed, 30), XattrMode::Either)
-                    .await
-                    .unwrap();
-            }
-            let mut full = path.clone();
-            full.push(b'/');
-            full.extend(name.as_bytes());
-            tree.insert(full, Made::File(versions.clone()));
-            if i == 5 {
-                fs.link(&root(), file, *dir, b"hard").await.unwrap();
-                let mut full = path.clone();
-                full.extend(b"/hard");
-                tree.insert(full, Made::File(versions));
-            }
-        }
-        let target = pattern(n as u64, 40);
-        fs.make(&root(), *dir, b"soft", NewNode::Symlink(&target), &mode(0o777)).await.unwrap();
-        let mut full = path.clone();
-        full.extend(b"/soft");
-        tree.insert(full, Made::Link(target));
-        // Made and gone again: leaves its traces.
-        let gone = fs.create(&root(), *dir, b"gone", CreateMode::Guarded, &mode(0o644)).await.unwrap();
-        write(fs, gone.value.0, 0, &pattern(7, 30_000)).await;
-        fs.remove(&root(), *dir, b"gone").await.unwrap();
-    }
-    fs.reap().await.unwrap();
-    tree
-}
 
 /// Everything a check said.
 #[derive(Default)]
 pub struct Told {
+    /// What is wrong.
     pub findings: Vec<Finding>,
+    /// What cannot be read.
     pub damages: Vec<Damage>,
+    /// What follows from it.
     pub consequences: Vec<Finding>,
 }
 
@@ -206,6 +35,7 @@ impl Reporter for Told {
 }
 
 impl Told {
+    /// The kinds of what is wrong, each once.
     pub fn kinds(&self) -> Vec<FindingKind> {
         let mut kinds: Vec<FindingKind> = self.findings.iter().map(|f| f.kind).collect();
         kinds.sort();
@@ -218,6 +48,7 @@ impl Told {
         self.findings.iter().map(|f| (f.kind, f.text.as_str())).collect()
     }
 
+    /// All of it, a line each.
     pub fn text(&self) -> String {
         self.findings.iter().map(|f| format!("\n  {f}")).collect()
     }
@@ -319,7 +150,7 @@ async fn file(
     versions: &[Vec<u8>],
     exact: Exact,
 ) -> Result<(), String> {
-    let newest = versions.last().unwrap();
+    let newest = versions.last().expect("a file has content");
     if exact == Exact::Yes && size != newest.len() as u64 {
         return Err(format!("{name}: {size} bytes, should be {}", newest.len()));
     }
