@@ -79,7 +79,6 @@ fn nvme(input: &Input) {
     drive(&world, &found, input, &|byte| match byte {
         250.. => nvme.can_reset.set(byte & 1 == 0),
         245.. => nvme.set_fatal(),
-        220.. => nvme.junk.borrow_mut().push(input.number(2) as u16),
         200.. => nvme.release(),
         _ => {}
     });
