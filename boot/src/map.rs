@@ -60,6 +60,9 @@ impl RangeSet {
 
     /// Takes every page touched by `start .. start + len` out.
     pub fn remove(&mut self, start: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
         let (cut_start, cut_end) = (start & !(PAGE - 1), outer_end(start, len));
         let mut at = 0;
         while at < self.len {
@@ -160,6 +163,11 @@ mod tests {
         assert_eq!(shown(&map), [(0, 3), (4, 10)]);
         map.remove(0, 20 * PAGE);
         assert_eq!(map.total(), 0);
+        let mut map = set(&[(0, 10)]);
+        map.remove(3 * PAGE, 0);
+        map.remove(4 * PAGE + 1, 0);
+        assert_eq!(shown(&map), [(0, 10)], "no bytes are no hole");
+        map.remove(0, 20 * PAGE);
         map.add(u64::MAX - 10, 100);
         map.add(1, 10);
         assert_eq!(map.total(), 0);

@@ -547,6 +547,21 @@ fn an_empty_window_is_passed_over_in_silence() {
     assert_eq!(found.failures.len(), 1, "a short window is worth a word");
 }
 
+#[test]
+fn registers_that_are_not_aligned_are_refused_not_read() {
+    let board = Board::new();
+    let found = probe(&board, &[], &[MmioWindow { address: MMIO + 1, len: 0x200 }]);
+    assert_eq!(found.failures.len(), 1, "{:?}", found.failures);
+    // The offset of each structure that the capabilities name.
+    for capability in [0x40, 0x50, 0x70] {
+        let bench = Bench::new(Bus::Pci);
+        bench.function.words.borrow_mut()[capability / 4 + 2] += 1;
+        let found = probe(&bench.board, std::slice::from_ref(&bench.function), &[]);
+        assert!(found.disks.is_empty(), "capability {capability:#x}");
+        assert!(found.failures[0].contains("not aligned"), "{:?}", found.failures);
+    }
+}
+
 /// Random commands, disjoint while in flight, against a model.
 fn random_commands(seed: u64, depth: usize, bus: Bus, features: u64, queue_max: u16, errors: bool) {
     const SIZE: usize = 2 << 20;

@@ -4,6 +4,8 @@
 const LEN_MAX: usize = 64 << 10;
 /// Most changes to one input.
 const CHANGES_MAX: u64 = 6;
+/// Bytes of a record, in inputs that are made of such.
+const RECORD: usize = 16;
 /// Numbers that decoders get wrong.
 const ODD: [u64; 14] = [
     0,
@@ -44,9 +46,14 @@ impl Dice {
 /// One of `inputs`, changed in a few places as `seed` says.
 pub fn mutate(inputs: &[Vec<u8>], seed: u64) -> Vec<u8> {
     let mut dice = Dice(seed);
-    let mut bytes = inputs[dice.below(inputs.len())].clone();
+    let bytes = inputs[dice.below(inputs.len())].clone();
+    change_some(bytes, inputs, &mut dice)
+}
+
+/// `bytes`, changed in a few places; `inputs` lend parts of theirs.
+pub fn change_some(mut bytes: Vec<u8>, inputs: &[Vec<u8>], dice: &mut Dice) -> Vec<u8> {
     for _ in 0..1 + dice.roll() % CHANGES_MAX {
-        change(&mut bytes, inputs, &mut dice);
+        change(&mut bytes, inputs, dice);
     }
     bytes.truncate(LEN_MAX);
     bytes
@@ -55,7 +62,7 @@ pub fn mutate(inputs: &[Vec<u8>], seed: u64) -> Vec<u8> {
 fn change(bytes: &mut Vec<u8>, inputs: &[Vec<u8>], dice: &mut Dice) {
     let len = bytes.len();
     let at = dice.below(len + 1);
-    match dice.below(9) {
+    match dice.below(11) {
         0 if len > 0 => bytes[at.min(len - 1)] ^= 1 << dice.below(8),
         1 if len > 0 => bytes[at.min(len - 1)] = dice.roll() as u8,
         2 => {
@@ -90,11 +97,28 @@ fn change(bytes: &mut Vec<u8>, inputs: &[Vec<u8>], dice: &mut Dice) {
             bytes.truncate(at);
             bytes.extend_from_slice(&other[from..]);
         }
+        // Records of a fixed size, which targets of many small steps are made of: gone, or from another place.
+        8 if len > RECORD => {
+            let at = record(dice, len);
+            bytes.drain(at..len.min(at + RECORD));
+        }
+        9 => {
+            let other = &inputs[dice.below(inputs.len())];
+            let from = record(dice, other.len());
+            let copy = other[from..other.len().min(from + RECORD)].to_vec();
+            let at = record(dice, len);
+            bytes.splice(at..at, copy);
+        }
         _ => {
             let end = len.min(at + dice.below(32));
             bytes[at..end].fill(ODD[dice.below(4)] as u8);
         }
     }
+}
+
+/// Where a record begins, behind the first byte.
+fn record(dice: &mut Dice, len: usize) -> usize {
+    (1 + dice.below(len / RECORD + 1) * RECORD).min(len)
 }
 
 #[cfg(test)]

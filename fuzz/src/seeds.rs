@@ -30,6 +30,14 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "nfs-stream" => vec![records(), [record(&write()), record(&getattr())].concat()],
         "nfs-calls" => calls(),
         "nfs-datagrams" => vec![datagrams()],
+        "pool" => pools(),
+        "probe" => disks(),
+        "mount" => mounts(),
+        "nbd-wire" => nbd_messages(),
+        "devices" => devices(),
+        "acpi" => vec![tables()],
+        "memory-map" => vec![ranges()],
+        "clock" => vec![vec![0x59, 0x59, 0x23, 0x31, 0x12, 0x24, 2, 0, 0, 0, 0, 0x60, 0x60, 0, 0]],
         "nbd-handshake" => vec![go(b"vm"), list(), [list(), go(b"vm")].concat()],
         "nbd-transmission" => requests(),
         "frames" => frames(),
@@ -250,6 +258,146 @@ fn datagrams() -> Vec<u8> {
     };
     let portmap = |procedure, args: &[u8]| one(nfs_call(procedure, 100_000, 2, procedure, args));
     [portmap(0, &[]), portmap(3, &words(&[100_003, 3, 6, 0])), portmap(4, &[]), portmap(5, &[0; 64])].concat()
+}
+
+/// One change of each kind, in a clean and in a running pool.
+fn pools() -> Vec<Vec<u8>> {
+    let change = |kind: u8, how: u8| {
+        let numbers = [7_u16, 3, 5].map(u16::to_le_bytes).concat();
+        [&[kind, how][..], &numbers, &[1, 0, 0, 0, 0, 0, 0, 0]].concat()
+    };
+    let one = |pool: u8| (0..16).map(move |kind| [vec![pool], change(kind, 8)].concat());
+    let many: Vec<u8> = (0..8).flat_map(|kind| change(kind * 2, 4)).collect();
+    one(0).chain(one(1)).chain([vec![0], vec![3], [vec![2], many].concat()]).collect()
+}
+
+fn disks() -> Vec<Vec<u8>> {
+    let piece = |place: u32, bytes: &[u8]| [&place.to_be_bytes()[1..], &[bytes.len() as u8], bytes].concat();
+    let from_end = |place: u32, bytes: &[u8]| piece(0x80_0000 | (place - 1), bytes);
+    let superblock = &superblocks()[0];
+    let members = [0, 64, 128, 192, 256].map(|at: usize| {
+        let place = 0x40_0000 | (at as u32 * 4);
+        piece(place, &superblock[at..at + 64])
+    });
+    let members = [members.concat(), piece(0x40_0000 | 4096 * 4, &superblock[4096..4096 + 192])].concat();
+    vec![
+        vec![0],
+        vec![1],
+        [vec![1], piece(1080, b"\x53\xef"), piece(0, b"XFSB"), piece(510, b"\x55\xaa")].concat(),
+        [vec![1], piece(512, b"EFI PART"), from_end(512, b"EFI PART"), from_end(8192, b"\xfc\x4e\x2b\xa9")]
+            .concat(),
+        [vec![1], piece(128 << 10, &0x00ba_b10c_u64.to_le_bytes()), piece(700_000, b"data")].concat(),
+        [vec![0], members.clone()].concat(),
+        [vec![1], members, piece(0, b"LUKS\xba\xbe")].concat(),
+    ]
+}
+
+fn mounts() -> Vec<Vec<u8>> {
+    let call = |which: u8, args: Vec<u8>| [vec![which, args.len() as u8], args].concat();
+    let path = |text: &[u8]| {
+        let mut out = words(&[text.len() as u32]);
+        out.extend(text);
+        out.resize(out.len().next_multiple_of(4), 0);
+        out
+    };
+    let script = |transport: u8| {
+        [
+            call(transport, vec![]),
+            call(transport | 1, path(b"/volumes")),
+            call(transport | 1, path(b"/volumes/../volumes/vm")),
+            call(transport | 2, vec![]),
+            call(transport | 3, path(b"/volumes")),
+            call(transport | 4, vec![]),
+            call(transport | 5, vec![]),
+            call(transport | 0x40 | 3, words(&[100_003, 3, 6, 0])),
+            call(transport | 0x40 | 4, vec![]),
+            call(transport | 0x40 | 1, words(&[100_003, 3, 6, 2049])),
+        ]
+        .concat()
+    };
+    vec![script(0), script(0x80), [script(0x80), script(0)].concat()]
+}
+
+fn nbd_messages() -> Vec<Vec<u8>> {
+    let named = [&words(&[2]), &b"vm"[..]].concat();
+    let request =
+        [&0x2560_9513_u32.to_be_bytes()[..], &[0, 1, 0, 1], &[7; 8], &[0; 8], &[0, 0, 16, 0]].concat();
+    vec![
+        vec![0, 0, 0, 0, 3],
+        [&[1], &option(7, &[])[..]].concat(),
+        [&[2], &named[..], &[0, 2, 0, 3, 0, 1]].concat(),
+        [&[3], &named[..], &words(&[1, 15]), b"base:allocation"].concat(),
+        [&[4], &request[..]].concat(),
+    ]
+}
+
+/// Each kind of device that keeps to its rules, that breaks some, and functions of which nothing is right.
+fn devices() -> Vec<Vec<u8>> {
+    let kinds = || (0..9).chain([200]);
+    let wild = [0, 40, 1, 90, 2, 200, 3].repeat(20);
+    let capabilities = [0, 3, 1, 0, 16, 0, 0, 4, 0, 0, 0, 4, 12, 0, 0, 0, 64, 5].repeat(12);
+    let good = kinds().map(|kind| vec![kind]).chain(kinds().map(|kind| vec![kind; 60]));
+    good.chain(kinds().map(|kind| [vec![kind], wild.clone()].concat()))
+        .chain((0..4).map(|which| [vec![200, which], capabilities.clone()].concat()))
+        .collect()
+}
+
+/// A root pointer, a list of tables, and one of each kind.
+fn tables() -> Vec<u8> {
+    let table = |name: &[u8; 4], body: &[u8]| {
+        let len = 36 + body.len() as u32;
+        [&name[..], &len.to_le_bytes(), &[0; 28], body].concat()
+    };
+    let madt = [
+        &[0, 0, 0xe0, 0xfe, 1, 0, 0, 0][..],
+        &[0, 8, 0, 0, 1, 0, 0, 0],
+        &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0],
+        &[2, 10, 0, 9, 9, 0, 0, 0, 0x0d, 0],
+        &[5, 12, 0, 0, 0, 0, 0xe0, 0xfe, 0, 0, 0, 0],
+        &[9, 16, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+    ]
+    .concat();
+    let mut code = b"\x08_S5_\x12\x06\x04\x0a\x05\x00\x00\x00".to_vec();
+    code.extend(
+        b"\x5b\x82\x3eVR00\x08_HID\x0dLNRO0005\0\x08_UID\x0a\x07\x08_CCA\x01\x08_CRS\x11\x1a\x0a\x17",
+    );
+    code.extend(
+        b"\x86\x09\x00\x01\x00\x0e\xb0\xfe\x00\x02\x00\x00\x89\x06\x00\x01\x01\x1f\x00\x00\x00\x79\x00",
+    );
+    let mut fadt = vec![0; 220];
+    fadt[48 - 36..52 - 36].copy_from_slice(&0xb2_u32.to_le_bytes());
+    fadt[56 - 36..60 - 36].copy_from_slice(&0x600_u32.to_le_bytes());
+    fadt[64 - 36..68 - 36].copy_from_slice(&0x604_u32.to_le_bytes());
+    fadt[112 - 36 + 1] = 4;
+    fadt[116 - 36] = 1;
+    fadt[120 - 36] = 0xf9;
+    let rest = [table(b"APIC", &madt), table(b"MCFG", &[0; 24]), table(b"DSDT", &code)];
+    let list_at = 0x1000 + 36;
+    let mut at = list_at + 36 + 4 * 4;
+    let mut list = Vec::new();
+    for table in &rest {
+        list.extend((at as u32).to_le_bytes());
+        at += table.len();
+    }
+    let code_at = at - rest[2].len();
+    fadt[4..8].copy_from_slice(&(code_at as u32).to_le_bytes());
+    list.extend((at as u32).to_le_bytes());
+    let mut root = vec![0; 36];
+    root[..8].copy_from_slice(b"RSD PTR ");
+    root[16..20].copy_from_slice(&(list_at as u32).to_le_bytes());
+    [root, table(b"RSDT", &list), rest.concat(), table(b"FACP", &fadt)].concat()
+}
+
+fn ranges() -> Vec<u8> {
+    let range =
+        |kind: u8, start: u64, len: u64| [&[kind][..], &start.to_le_bytes(), &len.to_le_bytes()].concat();
+    [
+        range(0, 0, 0x9_fc00),
+        range(0, 0x10_0000, 0x4_0000),
+        range(1, 0xf_0000, 0x1_8000),
+        range(0x80, 1 << 32, 1 << 30),
+    ]
+    .concat()
 }
 
 fn option(kind: u32, data: &[u8]) -> Vec<u8> {

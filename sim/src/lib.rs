@@ -16,6 +16,7 @@
 //! | `compare.rs` | whether model and filesystem answered one step alike |
 //! | [`oracle`] | whether what survived a power cut is something the promises allow |
 //! | [`harness`] | worlds for a whole filesystem: lock-step, random cuts, every cut; [`harness::Store`] plugs one in |
+//! | [`damage`] | a small pool with files in it, damaged on purpose, and what is right to come of it |
 //! | [`crowd`] | worlds with many clients at once |
 //! | [`tug`] | worlds with many clients on one file, checked by their own answers |
 //! | [`police`] | stable answers, proved from the log of device commands |
@@ -37,6 +38,7 @@ pub mod appliance;
 mod compare;
 pub mod crash;
 pub mod crowd;
+pub mod damage;
 pub mod disk;
 pub mod ethernet;
 pub mod explore;

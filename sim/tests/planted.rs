@@ -108,6 +108,8 @@ const FOUND: &[(Fault, Hunt, u64)] = &[
     (Fault::LoadOverwritesNewer, Hunt::SlowLoad, 0),
     (Fault::InFlightIgnored, Hunt::Crash, 20),
     (Fault::SizeForgotten, Hunt::Lockstep, 0),
+    (Fault::SizeRunsAhead, Hunt::Tug, 187),
+    (Fault::CutOvertaken, Hunt::Tug, 36),
     (Fault::TruncateLeavesTail, Hunt::Lockstep, 16),
     (Fault::PunchKeepsData, Hunt::Lockstep, 0),
     (Fault::MaskForgotten, Hunt::Lockstep, 0),

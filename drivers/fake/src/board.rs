@@ -241,7 +241,7 @@ unsafe impl Hal for Board {
         let windows = self.windows.borrow();
         let window = windows
             .iter()
-            .find(|w| address >= w.address && address + len as u64 <= w.address + w.len as u64)?;
+            .find(|w| address >= w.address && address - w.address + len as u64 <= w.len as u64)?;
         let start = (address - window.address) as usize;
         let (model, board) = (window.model.clone(), self.this.clone());
         Some(Rc::new(View { model, window: window.number, start, len, board }))

@@ -10,6 +10,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 /// The registers before device configuration.
 const CONFIG: usize = 0x100;
 const WINDOW_MIN: u64 = 0x200;
+/// Bytes of a register, and what a window is aligned to.
+const REGISTER_BYTES: u64 = 4;
 
 const MAGIC_VALUE: usize = 0x00;
 const VERSION: usize = 0x04;
@@ -53,6 +55,9 @@ impl MmioTransport {
     pub(crate) fn new(hal: &dyn Hal, window: &MmioWindow) -> Result<MmioTransport, MmioError> {
         if window.len < WINDOW_MIN {
             return Err(MmioError::Virtio(VirtioError::Unsupported("its window is too short")));
+        }
+        if !window.address.is_multiple_of(REGISTER_BYTES) {
+            return Err(MmioError::Virtio(VirtioError::Unsupported("its window is not aligned")));
         }
         let unmapped = MmioError::Virtio(VirtioError::Unsupported("its registers cannot be mapped"));
         let registers = hal.registers(window.address, window.len as usize).ok_or(unmapped)?;

@@ -35,6 +35,11 @@ const QUEUE_AVAILABLE: usize = 40;
 const QUEUE_USED: usize = 48;
 const COMMON_LEN: u32 = 56;
 
+/// What the structures are aligned to (virtio 1.2 §4.1.4), so that each access to a register is.
+const COMMON_ALIGN: u64 = 4;
+const NOTIFY_ALIGN: u64 = 2;
+const DEVICE_ALIGN: u64 = 4;
+
 /// Queues whose notification addresses are remembered: receive and transmit are the most that any driver here uses.
 const QUEUES_MAX: usize = 2;
 
@@ -99,6 +104,13 @@ impl PciTransport {
         let device = structure(&**function, STRUCTURE_DEVICE);
         if common.len < COMMON_LEN {
             return Err(VirtioError::Unsupported("its common configuration is too short"));
+        }
+        let aligned = |s: &Structure, to: u64| s.address.is_multiple_of(to);
+        if !aligned(&common, COMMON_ALIGN)
+            || !aligned(&notify, NOTIFY_ALIGN)
+            || device.as_ref().is_some_and(|d| !aligned(d, DEVICE_ALIGN))
+        {
+            return Err(VirtioError::Unsupported("its registers are not aligned"));
         }
         pci::enable(&**function);
         let common = hal.registers(common.address, common.len as usize).ok_or(unmapped)?;

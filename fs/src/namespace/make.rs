@@ -239,10 +239,11 @@ impl Names<'_> {
         if !planted::is(Fault::CursorNotStored) {
             self.tx.put(Tree::Settings, INODE_CURSOR, cursor_value(cursor));
         }
-        assert!(
-            self.tx.get(Tree::Inodes, pos(0, fresh.number)).await?.is_none(),
-            "an inode number is handed out once"
-        );
+        // A cursor that damage set back must not cost an inode.
+        let batch = pos(0, fresh.number)..=pos(0, cursor - 1);
+        if let Some((at, _)) = self.tx.first(Tree::Inodes, batch).await? {
+            return Err(super::inconsistent("its number was not handed out yet", at.offset));
+        }
         Ok(cursor)
     }
 }

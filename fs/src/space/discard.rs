@@ -1,7 +1,7 @@
 //! From empty to free: a bucket is discarded and may be claimed again once the commit that emptied it is durable and
 //! nobody reads or writes in it.
 
-use crate::btree::{self, View};
+use crate::btree::{self, Miss, Table, View};
 use crate::engine::commit::{Obstacle, Proposal};
 use crate::engine::{Inner, Mode, State};
 use crate::journal::Class as JournalClass;
@@ -11,7 +11,7 @@ use crate::vfs::FsResult;
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use moraine_format::space::need_discard_bucket;
+use moraine_format::space::{Alloc, bucket_pos, need_discard_bucket};
 use moraine_format::{Pos, Tree};
 use moraine_platform::debug;
 
@@ -58,6 +58,12 @@ pub(crate) async fn free_empty_buckets(engine: &Rc<Inner>) -> FsResult<usize> {
     Ok(freed)
 }
 
+/// Whether a bucket's key says that it waits for its discard.
+fn is_empty(table: &Table, device: u8, bucket: u64) -> Result<bool, Miss> {
+    let value = table.get(Tree::Alloc, 0, bucket_pos(device, bucket))?;
+    Ok(value.is_some_and(|value| Alloc::parse(value).is_ok_and(|alloc| alloc.needs_discard())))
+}
+
 /// Buckets whose emptying is durable and which nobody holds.
 async fn candidates(engine: &Rc<Inner>) -> FsResult<Vec<(u8, u64)>> {
     let durable =
@@ -72,10 +78,17 @@ async fn candidates(engine: &Rc<Inner>) -> FsResult<Vec<(u8, u64)>> {
                 Ok(Some((pos, _))) => {
                     let (device, bucket) = need_discard_bucket(pos);
                     let known = engine.geometry.get(device as usize).is_some_and(|g| bucket < g.buckets);
-                    if known && state.buckets.may_be_freed((device, bucket), pos.inode, durable) {
-                        found.push((device, bucket));
+                    // What the bucket's own key denies is a trace of damage: what is discarded might be in use.
+                    match is_empty(&state.table, device, bucket) {
+                        Ok(empty) => {
+                            let may = state.buckets.may_be_freed((device, bucket), pos.inode, durable);
+                            if known && empty && may {
+                                found.push((device, bucket));
+                            }
+                            Ok(pos.successor())
+                        }
+                        Err(miss) => Err(miss),
                     }
-                    Ok(pos.successor())
                 }
                 Ok(None) => Ok(None),
                 Err(miss) => Err(miss),

@@ -1,6 +1,5 @@
 //! Repairs that are cut: by a power failure at each device command. The next repair brings it to an end.
 
-use crate::sample::{DISK_BYTES, Exact, Left, Sample, budget, fsck, fsck_within, ordeal, read_all};
 use moraine_format::Tree;
 use moraine_format::node::{NODE_BLOCK, Run};
 use moraine_format::superblock::{SLOT_BYTES, Superblock, slot_offsets};
@@ -9,6 +8,7 @@ use moraine_fs::journal::Options;
 use moraine_fs::repair::{Finding, Repair, Reporter, check_pool};
 use moraine_platform::BlockDevice;
 use moraine_sim::crash::{CrashPlan, enumerate};
+use moraine_sim::damage::{DISK_BYTES, Exact, Left, Sample, budget, fsck, fsck_within, ordeal, read_all};
 use moraine_sim::{DiskConfig, Image, SimDisk, World};
 use std::rc::Rc;
 
@@ -152,13 +152,13 @@ fn a_pool_whose_repair_was_cut_is_not_served() {
     lose(&mut image, Tree::Dirents, |_| true);
     let mut refused = 0;
     for commands in (50..=1000).step_by(50) {
-        let world = crate::sample::world(9);
-        let (disk, disks) = crate::sample::plug(&world, &image);
+        let world = moraine_sim::damage::world(9);
+        let (disk, disks) = moraine_sim::damage::plug(&world, &image);
         let _ = world.run_to_power_cut(check(&world, std::slice::from_ref(&disk), Repair::Yes), commands);
         let after = disk.durable_image();
         drop(disks);
-        let world = crate::sample::world(10);
-        let (_, disks) = crate::sample::plug(&world, &after);
+        let world = moraine_sim::damage::world(10);
+        let (_, disks) = moraine_sim::damage::plug(&world, &after);
         let mounted = world.run(Engine::mount(&world.platform(), &disks, &budget()));
         refused += usize::from(mounted.is_err_and(|e| e.to_string().contains("run fsck with --repair")));
     }

@@ -1,29 +1,18 @@
 //! Fields of superblocks, journal entries and nodes, with their checksums put right again: nothing but what the values
 //! say is wrong.
 
-use crate::sample::{BUCKET_BYTES, DISK_BYTES, Left, Sample, choose, ordeal};
-use moraine_format::journal::{ENTRY_BLOCK, ENTRY_HEADER_BYTES, Entry};
-use moraine_format::node::{NODE_BLOCK, RUN_HEADER_BYTES, Run};
-use moraine_format::superblock::{SLOT_BYTES, Superblock, slot_offsets};
 use moraine_sim::Image;
-
-/// A checksummed structure: where it is, and where in it the checksum is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
-    Superblock,
-    Entry,
-    Run,
-}
+use moraine_sim::damage::anatomy::{Anatomy, Hashes, Surgery, What, used};
+use moraine_sim::damage::{Left, Sample, choose, ordeal};
 
 /// One change of one structure.
 #[derive(Clone, Debug)]
 struct Change {
-    what: What,
-    /// Places on the disk that hold it; the four copies of a superblock change together.
-    at: u64,
-    bytes: usize,
+    part: usize,
     offset: usize,
     how: How,
+    /// Whether who refers to it knows of the change.
+    hashes: Hashes,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -35,115 +24,43 @@ enum How {
     Next,
 }
 
-fn pool(image: &Image) -> Superblock {
-    let mut slot = vec![0; SLOT_BYTES];
-    image.read(slot_offsets(DISK_BYTES)[0], &mut slot);
-    Superblock::parse(&slot).unwrap()
-}
-
-/// Every structure of the image.
-fn structures(image: &Image) -> Vec<(What, u64, usize)> {
-    let tag = pool(image).pool_tag();
-    let mut found = vec![(What::Superblock, slot_offsets(DISK_BYTES)[0], 4096 + 192)];
-    let journal = pool(image).members[0].journal_buckets().collect::<Vec<_>>();
-    for bucket in 3..DISK_BYTES / BUCKET_BYTES - 2 {
-        let mut bytes = vec![0; BUCKET_BYTES as usize];
-        image.read(bucket * BUCKET_BYTES, &mut bytes);
-        let mut at = 0;
-        while at < bytes.len() {
-            if journal.contains(&bucket) {
-                at += match Entry::parse(&bytes[at..], tag) {
-                    Ok(entry) => {
-                        found.push((What::Entry, bucket * BUCKET_BYTES + at as u64, entry.disk_bytes));
-                        entry.disk_bytes
-                    }
-                    Err(_) => ENTRY_BLOCK,
-                };
-            } else {
-                at += match Run::parse(&bytes[at..], tag) {
-                    Ok(run) => {
-                        found.push((What::Run, bucket * BUCKET_BYTES + at as u64, run.disk_bytes));
-                        run.disk_bytes
-                    }
-                    Err(_) => NODE_BLOCK,
-                };
-            }
-        }
-    }
-    found
-}
-
-/// What of a structure is not padding.
-fn used(image: &Image, what: What, at: u64, bytes: usize) -> usize {
-    let mut head = vec![0; 256];
-    image.read(at, &mut head);
-    let length = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap()) as usize;
-    match what {
-        What::Superblock => bytes,
-        What::Entry => length(72).max(ENTRY_HEADER_BYTES),
-        What::Run => length(32).max(RUN_HEADER_BYTES),
-    }
-    .min(bytes)
-}
-
-fn changes(image: &Image, only: What) -> Vec<Change> {
+fn changes(anatomy: &Anatomy, only: What) -> Vec<Change> {
     let mut all = Vec::new();
-    for (what, at, bytes) in structures(image).into_iter().filter(|s| s.0 == only) {
-        for offset in 0..used(image, what, at, bytes) {
-            let skip = matches!(what, What::Superblock) && (416..4096).contains(&offset);
+    for part in anatomy.parts_of(only) {
+        let bytes = Surgery::new(anatomy).part(part).clone();
+        for offset in 0..used(only, &bytes) {
+            let skip = matches!(only, What::Superblock) && (416..4096).contains(&offset);
             if skip {
                 continue;
             }
             for how in [How::Flip(1), How::Flip(0x80), How::Fill(0), How::Fill(0xff), How::Next] {
-                all.push(Change { what, at, bytes, offset, how });
+                all.extend([Hashes::Old, Hashes::New].map(|hashes| Change { part, offset, how, hashes }));
             }
         }
     }
     all
 }
 
-fn apply(image: &mut Image, change: &Change) {
-    let Change { what, at, bytes, offset, how } = *change;
-    let mut whole = vec![0; bytes];
-    image.read(at, &mut whole);
-    let end = (offset + 8).min(bytes);
-    match how {
-        How::Flip(mask) => whole[offset] ^= mask,
-        How::Fill(with) => whole[offset..end].fill(with),
-        How::Next => whole[offset] = whole[offset].wrapping_add(1),
+fn apply(anatomy: &Anatomy, change: &Change) -> Image {
+    let mut surgery = Surgery::new(anatomy);
+    let whole = surgery.part(change.part);
+    let end = (change.offset + 8).min(whole.len());
+    match change.how {
+        How::Flip(mask) => whole[change.offset] ^= mask,
+        How::Fill(with) => whole[change.offset..end].fill(with),
+        How::Next => whole[change.offset] = whole[change.offset].wrapping_add(1),
     }
-    match what {
-        What::Superblock => {
-            let used = u32::from_le_bytes(whole[20..24].try_into().unwrap()) as usize;
-            let used = used.clamp(64, whole.len());
-            let sum = moraine_accel::crc32c_append(moraine_accel::crc32c(&whole[..56]), &whole[64..used]);
-            whole[56..64].copy_from_slice(&u64::from(sum).to_le_bytes());
-            slot_offsets(DISK_BYTES).iter().for_each(|slot| image.write(*slot, &whole));
-        }
-        What::Entry | What::Run => {
-            // The checksum is over as many blocks as the structure says that it has.
-            let (field, block) = if what == What::Entry { (72, ENTRY_BLOCK) } else { (32, NODE_BLOCK) };
-            let used = u32::from_le_bytes(whole[field..field + 4].try_into().unwrap()) as usize;
-            let used = used.next_multiple_of(block);
-            let mut covered = vec![0; used.clamp(block, 1 << 20).min((DISK_BYTES - at) as usize)];
-            image.read(at, &mut covered);
-            let both = covered.len().min(whole.len());
-            covered[..both].copy_from_slice(&whole[..both]);
-            let sum = moraine_accel::crc32c(&covered[16..]);
-            whole[8..16].copy_from_slice(&u64::from(sum).to_le_bytes());
-            image.write(at, &whole);
-        }
-    }
+    surgery.close(change.hashes)
 }
 
 fn each(only: What, left: Left, usual: usize) {
     let sample = Sample::new(left);
     let name = format!("{only:?}");
-    let all = changes(&sample.image, only);
+    let anatomy = Anatomy::of(&sample.image);
+    let all = changes(&anatomy, only);
     assert!(!all.is_empty());
     for change in choose(&name, all, usual) {
-        let mut image = sample.image.clone();
-        apply(&mut image, &change);
+        let image = apply(&anatomy, &change);
         if let Err(e) = ordeal(&sample, &image, None) {
             panic!("{change:?}: {e}");
         }

@@ -1,16 +1,19 @@
 //! Keys: removed, replaced, moved, of every kind that the trees know. The structure is whole and every checksum right.
 
-use crate::sample::{Exact, Left, Sample, Told, budget, choose, fsck, ordeal, plug, read_all, world};
 use moraine_format::dirent::{Dirent, Target};
 use moraine_format::inode::{Inode, InodeKind, ROOT_INODE, VOLUMES_INODE};
 use moraine_format::key::ROOT_SNAPSHOT;
 use moraine_format::record::{INODE_CURSOR, LoggedOp, cursor_value, deleted_value};
+use moraine_format::space::{Alloc, need_discard_pos};
 use moraine_format::{Pos, Tree};
 use moraine_fs::FsError;
 use moraine_fs::engine::Engine;
 use moraine_fs::repair::{FindingKind, Repair};
 use moraine_fs::tx::Class;
 use moraine_sim::Image;
+use moraine_sim::damage::{
+    Exact, Left, Sample, Told, budget, choose, fsck, ordeal, plug, read_all, use_all, world,
+};
 use std::collections::BTreeMap;
 
 type Keys = BTreeMap<Pos, Vec<u8>>;
@@ -354,4 +357,29 @@ fn any_key_gone_or_with_another_value() {
             panic!("{} {at} changed by way {how}: {e}", tree.name());
         }
     }
+}
+
+#[test]
+fn a_cursor_that_was_set_back_costs_no_inode() {
+    let sample = Sample::new(Left::Clean);
+    // Below the numbers of all files, the first of which was made and removed.
+    let image = changed(&sample.image, |t| t.put(Tree::Settings, INODE_CURSOR, cursor_value(1030)));
+    let used = use_all(&image).unwrap();
+    read_all(&sample, &used, Exact::AfterRepair).unwrap();
+    let kept = look(&used);
+    assert_eq!(kept.find("/a/file7").1, look(&sample.image).find("/a/file7").1);
+}
+
+#[test]
+fn a_key_that_calls_a_bucket_in_use_empty_frees_nothing() {
+    let sample = Sample::new(Left::Clean);
+    let trees = look(&sample.image);
+    let in_use =
+        trees.0[&Tree::Alloc].iter().find(|(_, v)| Alloc::parse(v).unwrap().live_bytes > 0).unwrap().0;
+    let stale = need_discard_pos(1, in_use.inode as u8, in_use.offset);
+    let image = changed(&sample.image, |t| t.put(Tree::NeedDiscard, stale, vec![]));
+    // Neither is the bucket discarded, nor does the work on it never end.
+    let used = use_all(&image).unwrap();
+    read_all(&sample, &used, Exact::AfterRepair).unwrap();
+    assert!(look(&used).0[&Tree::NeedDiscard].contains_key(&stale));
 }

@@ -1,5 +1,6 @@
-//! Messages of NFS and its companions, one decoder at a time.
+//! Messages of NFS and its companions, and of NBD, one decoder at a time.
 
+use moraine_nbd::wire::{ContextQuery, ExportQuery, OptionHeader, OptionKind, Request, client_flags};
 use moraine_nfs::Ports;
 use moraine_nfs::rpc::{AuthSys, Call, Fragments, Piece};
 use moraine_nfs::v3::wire::{Args, Located, Procedure, locate_write};
@@ -64,4 +65,33 @@ pub(super) fn portmap(bytes: &[u8]) {
     let mut out = Encoder::default();
     let _ = moraine_nfs::portmap::call((*procedure).into(), bytes, &Ports::all_on(2049), &mut out);
     assert!(out.into_bytes().len() <= 1024, "an answer over UDP is small whatever was asked");
+}
+
+/// The first byte chooses the decoder.
+pub(super) fn nbd(bytes: &[u8]) {
+    let Some((which, bytes)) = bytes.split_first() else { return };
+    match which % 5 {
+        0 => drop(bytes.first_chunk().and_then(|flags| client_flags(*flags))),
+        1 => {
+            if let Some(header) = bytes.first_chunk().and_then(OptionHeader::parse) {
+                let known = OptionKind::from_u32(header.number);
+                assert!(known.is_none_or(|kind| kind as u32 == header.number));
+            }
+        }
+        2 => {
+            if let Some(query) = ExportQuery::parse(bytes) {
+                assert!(query.name.len() <= bytes.len());
+            }
+        }
+        3 => {
+            if let Some(query) = ContextQuery::parse(bytes) {
+                assert!(query.name.len() <= bytes.len());
+            }
+        }
+        _ => {
+            if let Some(request) = bytes.first_chunk().and_then(Request::parse) {
+                assert!(request.payload_len() <= request.len);
+            }
+        }
+    }
 }

@@ -2,9 +2,10 @@
 
 use crate::seeds::{go, nfs_call, record};
 use crate::served::{CLIENT, Served, at, with_server};
+use core::cell::Cell;
 use core::net::SocketAddr;
 use core::time::Duration;
-use moraine_platform::Stream;
+use moraine_platform::{Datagram, Stream};
 use moraine_sim::world::WorldConfig;
 use std::rc::Rc;
 
@@ -91,6 +92,40 @@ pub(super) fn nfs_datagrams(bytes: &[u8]) {
             let _ = socket.send(at(111), datagram.to_vec()).await;
         }
         served.platform.clock.sleep(Duration::from_secs(5)).await;
+    });
+}
+
+/// Calls of MOUNT and the port mapper whose heads are right: transport, program and procedure; the length of the arguments;
+/// the arguments. None over UDP is answered with more than four times its bytes.
+pub(super) fn mount(bytes: &[u8]) {
+    with_server(config(), async |served| {
+        let socket: Rc<dyn Datagram> =
+            Rc::from(served.network.bind(SocketAddr::new(CLIENT, 0)).expect("a free port"));
+        let (mut stream, mut rest, mut xid) = (Vec::new(), bytes, 0);
+        let (mut asked, longest) = (0, Rc::new(Cell::new(0)));
+        let (reads, seen) = (socket.clone(), longest.clone());
+        let read = async move {
+            while let Ok((reply, _)) = reads.recv().await {
+                seen.set(seen.get().max(reply.len()));
+            }
+        };
+        served.platform.spawn.spawn("answers", Box::pin(read));
+        while let Some(([which, len], behind)) = rest.split_first_chunk() {
+            let (args, behind) = behind.split_at(behind.len().min(usize::from(*len)));
+            rest = behind;
+            let (program, version) = if which & 0x40 == 0 { (100_005, 3) } else { (100_000, 2) };
+            xid += 1;
+            let call = nfs_call(xid, program, version, u32::from(which & 0x1f), args);
+            if which & 0x80 != 0 {
+                asked = asked.max(call.len());
+                let _ = socket.send(at(111), call).await;
+            } else {
+                stream.extend(record(&call));
+            }
+        }
+        let connection = served.network.connect(at(111)).await.expect("the server accepts");
+        throw(served, &connection, &stream).await;
+        assert!(longest.get() <= 4 * asked, "{} bytes answer {asked}", longest.get());
     });
 }
 

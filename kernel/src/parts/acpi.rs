@@ -7,7 +7,7 @@ use crate::words::{WINDOWS_MAX, Window};
 use alloc::vec::Vec;
 
 /// Reads physical memory: `len` bytes at an address, or none if that cannot be read.
-pub type Reader<'a> = &'a dyn Fn(u64, usize) -> Option<&'static [u8]>;
+pub type Reader<'a, 'm> = &'a dyn Fn(u64, usize) -> Option<&'m [u8]>;
 
 /// Longest table believed, in bytes.
 const TABLE_MAX: usize = 1 << 20;
@@ -111,7 +111,7 @@ pub struct Tables {
 }
 
 /// Reads the tables that the root pointer leads to.
-pub fn read(rsdp: u64, reader: Reader<'_>) -> Option<Tables> {
+pub fn read(rsdp: u64, reader: Reader<'_, '_>) -> Option<Tables> {
     let root = reader(rsdp, 20)?;
     if &root[..8] != b"RSD PTR " || sum(root) != 0 {
         return None;
@@ -140,7 +140,7 @@ pub fn read(rsdp: u64, reader: Reader<'_>) -> Option<Tables> {
     Some(tables)
 }
 
-fn read_table(at: u64, reader: Reader<'_>) -> Option<&'static [u8]> {
+fn read_table<'m>(at: u64, reader: Reader<'_, 'm>) -> Option<&'m [u8]> {
     let len = u32_at(reader(at, HEADER)?, 4)? as usize;
     if !(HEADER..=TABLE_MAX).contains(&len) {
         return None;
@@ -186,7 +186,7 @@ fn read_mcfg(table: &[u8], out: &mut Tables) {
     }
 }
 
-fn read_fadt(table: &[u8], reader: Reader<'_>, out: &mut Tables) -> Option<()> {
+fn read_fadt(table: &[u8], reader: Reader<'_, '_>, out: &mut Tables) -> Option<()> {
     out.maker = core::array::from_fn(|i| table[10 + i]);
     let flags = u32_at(table, 112)?;
     if flags & 1 << 10 != 0 {
@@ -315,7 +315,6 @@ mod tests {
     }
 
     fn parse(memory: Vec<u8>) -> Option<Tables> {
-        let memory: &'static [u8] = Vec::leak(memory);
         read(0x1000, &|at, len| memory.get(at.checked_sub(0x1000)? as usize..)?.get(..len))
     }
 
