@@ -52,7 +52,10 @@ unsafe impl Hal for Machine {
             error!("hal", "a device claims registers at {address:#x}, where RAM is");
             return None;
         }
-        paging::map(address, len as u64, Access::Device);
+        if let Err(why) = paging::try_map(address, len as u64, Access::Device) {
+            error!("hal", "registers at {address:#x}: {why}");
+            return None;
+        }
         let base = NonNull::new(address as *mut u8)?;
         // SAFETY: device registers, mapped uncached just now, for ever.
         Some(Rc::new(unsafe { MappedRegisters::new(base, len) }))

@@ -2,6 +2,8 @@
 //!
 //! | file | idea |
 //! |---|---|
+//! | `parts/baseline.rs` | the least processor |
+//! | `parts/guards.rs` | which stack a guard page belongs to |
 //! | `parts/pages.rs` | physical pages: a buddy system |
 //! | `parts/slab.rs` | the heap: size classes over pages |
 //! | `parts/acpi.rs` | the firmware's tables |
@@ -17,8 +19,12 @@ extern crate alloc;
 
 #[path = "parts/acpi.rs"]
 pub mod acpi;
+#[path = "parts/baseline.rs"]
+pub mod baseline;
 #[path = "parts/date.rs"]
 pub mod date;
+#[path = "parts/guards.rs"]
+pub mod guards;
 #[path = "parts/pages.rs"]
 pub mod pages;
 #[path = "parts/ring.rs"]

@@ -11,13 +11,14 @@
 //! | `random.rs` | random numbers |
 //! | `reactor.rs` | one core's tasks, timers and interrupts; sleeps when idle; implements `platform` |
 //! | `serve.rs` | the appliance on this machine: network, pool, exports |
-//! | `selftest.rs`, `diskbench.rs` | what only a running machine can show: that it works, how fast disks are |
-//! | `panic.rs` | says where and why, keeps the log, reboots |
+//! | `selftest.rs`, `canary.rs`, `diskbench.rs` | what only a running machine can show: that it works, that interrupts harm nobody, how fast disks are |
+//! | `panic.rs`, `mishaps.rs` | says where and why, keeps the log, reboots; ways to fail on purpose |
 #![no_std]
 #![no_main]
 
 extern crate alloc;
 
+mod canary;
 mod console;
 mod cpu;
 mod diskbench;
@@ -25,6 +26,7 @@ mod entry;
 mod hal;
 mod machine;
 mod memory;
+mod mishaps;
 mod panic;
 mod random;
 mod reactor;
@@ -57,7 +59,7 @@ fn start(boot: BootInfo) -> ! {
     let cpu = cpu::features::init_first();
     memory::copy::choose(cpu, words.copy_by_string);
     memory::init(&boot);
-    cpu::traps::init_core();
+    cpu::traps::init_core(0);
     let tables = machine::acpi::init(boot.rsdp);
     apic::init(&tables);
     machine::clock::init(&tables);
@@ -72,20 +74,21 @@ fn start(boot: BootInfo) -> ! {
     }
     match words.mode {
         Mode::SelfTest => selftest::run(),
-        Mode::Panic => panic!("asked for by the boot word selftest=panic"),
-        Mode::Fault => selftest::fault(),
-        Mode::Appliance | Mode::Disks | Mode::Memory => {}
+        Mode::Mishap(mishap) => mishaps::run(mishap),
+        Mode::Appliance | Mode::Canary | Mode::Disks | Mode::Memory => {}
     }
     let found = find_devices(&boot, &words, &tables);
-    if words.mode == Mode::Disks {
-        diskbench::run(found.disks, found.services);
+    match words.mode {
+        Mode::Canary => canary::run(&found),
+        Mode::Disks => diskbench::run(found.disks, found.services),
+        _ => {}
     }
     run_appliance(found, config, words.mode)
 }
 
 /// Finds and brings up disks and network cards.
 fn find_devices(boot: &BootInfo, words: &Words, tables: &Tables) -> Found {
-    let functions = machine::pci::functions(tables);
+    let functions = machine::pci::functions(tables, &boot.ram);
     let mut windows = Vec::new();
     // The command line's, and those of the firmware's that it does not name.
     let told = |w: &&Window| !words.windows.iter().any(|other| other.address == w.address);

@@ -10,7 +10,9 @@ pub(crate) mod heap;
 pub(crate) mod paging;
 
 use crate::console;
+use crate::cpu::traps;
 use crate::entry::BootInfo;
+use kernel_parts::guards::{Kind, Stack};
 use moraine_boot::map::PAGE;
 use moraine_platform::{error, info};
 use paging::Access;
@@ -50,11 +52,9 @@ pub(crate) fn image_text_end() -> u64 {
     unsafe { symbol(&text_end) }
 }
 
-/// Whether an address lies in the page below the first core's stack.
-pub(crate) fn is_stack_guard(address: u64) -> bool {
-    // SAFETY: as in `image`.
-    let guard = unsafe { symbol(&boot_stack) };
-    (guard..guard + PAGE).contains(&address)
+/// Takes the log ring's memory away, so that whoever logs faults.
+pub(crate) fn lose_ring() {
+    paging::unmap(RING_AT, RING_LEN);
 }
 
 /// Sets up paging, guard pages, the log ring and the heap from the loader's map.
@@ -85,7 +85,8 @@ pub(crate) fn init(boot: &BootInfo) {
     });
     paging::unmap(0, PAGE);
     // SAFETY: as in `image`.
-    paging::unmap(unsafe { symbol(&boot_stack) }, PAGE);
+    let lowest = unsafe { symbol(&boot_stack) };
+    traps::guard(lowest, Stack { core: 0, kind: Kind::Own });
     if ring_fits {
         // SAFETY: the range is RAM, mapped writable just now, and was taken out of what the heap gets.
         console::use_ring(unsafe { direct::bytes_mut(RING_AT, RING_LEN as usize) });

@@ -40,9 +40,12 @@ extern "efiapi" fn uefi_main(image: Handle, system: *const SystemTable) -> Statu
     // SAFETY: the firmware's tables are valid until its services end, which happens in `leave`.
     unsafe {
         let system = &*system;
-        if let Some(name) = features::first_missing() {
-            print(system, "Moraine needs an x86-64-v2 processor (2009 or later); this one lacks ");
-            print(system, name);
+        if let Some(missing) = features::missing() {
+            print(system, "Moraine needs an x86-64-v2 processor (2009 or later); this one lacks");
+            for name in missing.names() {
+                print(system, " ");
+                print(system, name);
+            }
             print(system, "\r\n");
             return Status::UNSUPPORTED;
         }

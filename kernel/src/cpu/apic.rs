@@ -118,6 +118,19 @@ pub(crate) fn send(target: u32, vector: u8) {
     command(target, 0x4000 | vector as u32);
 }
 
+/// Interrupts the core `target` whatever it does.
+pub(crate) fn send_nmi(target: u32) {
+    command(target, 0x4400);
+}
+
+/// Lets no NMI from outside through to this core any more.
+pub(crate) fn mask_nmi() {
+    // Before the controllers are set up there is no telling how this one is reached.
+    if IO.is_completed() {
+        write(LINT1, MASKED);
+    }
+}
+
 /// Resets the core `target` so that it waits for [`send_startup`].
 pub(crate) fn send_init(target: u32) {
     command(target, 0xc500);

@@ -1,4 +1,5 @@
-//! Second cores: started one by one, then they run jobs of `Offload` and sleep while there are none.
+//! Second cores: started one by one, then they run jobs of `Offload` and sleep while there are none. A core's number is 0
+//! for the first and counts up in the order of start.
 
 use crate::cpu::{apic, features, traps};
 use crate::machine::clock;
@@ -7,8 +8,9 @@ use crate::memory::{CORE_START_PAGE, direct};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel_parts::acpi::Tables;
+use kernel_parts::guards::{Kind, Stack};
 use moraine_boot::map::PAGE;
 use moraine_platform::{info, warn};
 use spin::Mutex;
@@ -17,14 +19,17 @@ use x86_64::registers::model_specific::Efer;
 
 global_asm!(include_str!("../../../boot/entry/core.S"), options(att_syntax));
 
-/// Cores used, at most.
-const CORES_MAX: usize = 64;
+/// Cores used, at most, the first among them.
+pub(crate) const CORES_MAX: usize = 65;
+const _: () = assert!(CORES_MAX <= kernel_parts::guards::CORES_MAX);
 /// Pages of a second core's stack.
 const STACK_PAGES: usize = 16;
 /// Times the Startup message allows, from the processor's manual, and how long a core may take until Rust.
 const AFTER_INIT_NS: u64 = 1_000_000;
 const BETWEEN_STARTUPS_NS: u64 = 200_000;
 const START_NS_MAX: u64 = 200_000_000;
+/// How long a core may take to stop when another one panics: an emulated one may have to wait for its turn.
+const STOP_CYCLES_MAX: u64 = 4_000_000_000;
 /// Jobs that may wait; beyond that the reactor runs them itself.
 const JOBS_MAX: usize = 1024;
 
@@ -36,9 +41,12 @@ static JOBS: Mutex<VecDeque<Job>> = Mutex::new(VecDeque::new());
 static RUNNING: AtomicU32 = AtomicU32::new(0);
 /// Set by a core that reached Rust.
 static ARRIVED: AtomicBool = AtomicBool::new(false);
-/// Whether each second core sleeps, and its controller's id; by order of start.
+/// By number: whether the core sleeps, and its controller's id.
 static SLEEPING: [AtomicBool; CORES_MAX] = [const { AtomicBool::new(false) }; CORES_MAX];
 static IDS: [AtomicU32; CORES_MAX] = [const { AtomicU32::new(0) }; CORES_MAX];
+/// By number: whether the core stopped because another one panicked, and where it was.
+static STOPPED: [AtomicBool; CORES_MAX] = [const { AtomicBool::new(false) }; CORES_MAX];
+static STOPPED_AT: [AtomicU64; CORES_MAX] = [const { AtomicU64::new(0) }; CORES_MAX];
 
 unsafe extern "C" {
     static core_start: u8;
@@ -51,9 +59,17 @@ pub(crate) fn count() -> usize {
     RUNNING.load(Ordering::Relaxed) as usize
 }
 
+/// This core's number.
+pub(crate) fn number() -> usize {
+    let id = super::id();
+    // One more than there are: the core that is just starting.
+    (0..=count()).take(CORES_MAX).find(|n| IDS[*n].load(Ordering::Relaxed) == id).unwrap_or(0)
+}
+
 /// Starts every core that the firmware reports.
 pub(crate) fn start(tables: &Tables) {
     let own = apic::id();
+    IDS[0].store(own, Ordering::Relaxed);
     let others: alloc::vec::Vec<u32> = tables.cores.iter().copied().filter(|id| *id != own).collect();
     if others.is_empty() {
         return;
@@ -68,9 +84,12 @@ pub(crate) fn start(tables: &Tables) {
         (direct::bytes(start, len as usize), fields, direct::bytes_mut(CORE_START_PAGE, PAGE as usize))
     };
     page[..code.len()].copy_from_slice(code);
-    for id in others.into_iter().take(CORES_MAX) {
-        let index = count();
-        let stack = traps::guarded_stack(STACK_PAGES);
+    if others.len() >= CORES_MAX {
+        warn!("cores", "{} cores; {CORES_MAX} are used", others.len() + 1);
+    }
+    for id in others.into_iter().take(CORES_MAX - 1) {
+        let number = count() + 1;
+        let stack = traps::guarded_stack(STACK_PAGES, Stack { core: number, kind: Kind::Own });
         // Long mode becomes active by itself once paging is on; the bit is not ours to write.
         let efer = Efer::read_raw() & !(1 << 10);
         paging::map(CORE_START_PAGE, PAGE, Access::ReadWrite);
@@ -78,7 +97,7 @@ pub(crate) fn start(tables: &Tables) {
             page[fields + 8 * i..][..8].copy_from_slice(&value.to_le_bytes());
         }
         paging::map(CORE_START_PAGE, PAGE, Access::Execute);
-        IDS[index].store(id, Ordering::Relaxed);
+        IDS[number].store(id, Ordering::Relaxed);
         ARRIVED.store(false, Ordering::Release);
         apic::send_init(id);
         clock::pause_ns(AFTER_INIT_NS);
@@ -105,9 +124,9 @@ pub(crate) fn start(tables: &Tables) {
 /// A second core's life. Called by `core.S`.
 extern "C" fn run() -> ! {
     features::enable_extensions();
-    traps::init_core();
+    let number = count() + 1;
+    traps::init_core(number);
     apic::init_core();
-    let index = count();
     ARRIVED.store(true, Ordering::Release);
     loop {
         let job = JOBS.lock().pop_front();
@@ -118,12 +137,12 @@ extern "C" fn run() -> ! {
         // A job queued after the look above finds this core marked as sleeping and sends it an interrupt, which with
         // interrupts off waits for the `sti; hlt`.
         interrupts::disable();
-        SLEEPING[index].store(true, Ordering::SeqCst);
+        SLEEPING[number].store(true, Ordering::SeqCst);
         if JOBS.lock().is_empty() {
             interrupts::enable_and_hlt();
         }
         interrupts::disable();
-        SLEEPING[index].store(false, Ordering::SeqCst);
+        SLEEPING[number].store(false, Ordering::SeqCst);
     }
 }
 
@@ -136,9 +155,45 @@ pub(crate) fn submit(job: Job) -> Result<(), Job> {
         }
         jobs.push_back(job);
     }
-    let sleeper = (0..count()).find(|i| SLEEPING[*i].swap(false, Ordering::SeqCst));
-    if let Some(index) = sleeper {
-        apic::send(IDS[index].load(Ordering::Relaxed), apic::WAKE);
+    let sleeper = (1..=count()).find(|n| SLEEPING[*n].swap(false, Ordering::SeqCst));
+    if let Some(number) = sleeper {
+        apic::send(IDS[number].load(Ordering::Relaxed), apic::WAKE);
     }
     Ok(())
+}
+
+/// Stops all other cores, because this one panics: what they would log is not the reason, and what they would do may rest
+/// on what is broken. Waits for them, but not for ever.
+pub(crate) fn stop_others() {
+    let own = number();
+    let others = || (0..=count()).filter(|n| *n != own);
+    for other in others() {
+        apic::send_nmi(IDS[other].load(Ordering::Relaxed));
+    }
+    let begin = super::cycles();
+    while !others().all(|n| STOPPED[n].load(Ordering::Acquire))
+        && super::cycles().wrapping_sub(begin) < STOP_CYCLES_MAX
+    {
+        core::hint::spin_loop();
+    }
+}
+
+/// Ends this core, which was at `rip` (0: not known), because another one panics.
+pub(crate) fn stop_for_panic(rip: u64) -> ! {
+    let own = number();
+    // It may come here twice: by a panic of its own, out of which the other core's message takes it.
+    if !STOPPED[own].load(Ordering::Relaxed) {
+        STOPPED_AT[own].store(rip, Ordering::Relaxed);
+        STOPPED[own].store(true, Ordering::Release);
+    }
+    super::stop()
+}
+
+/// The other cores' numbers, and where each was stopped; none for one that did not stop.
+pub(crate) fn stopped() -> impl Iterator<Item = (usize, Option<u64>)> {
+    let own = number();
+    (0..=count()).filter(move |n| *n != own).map(|n| {
+        let at = STOPPED_AT[n].load(Ordering::Relaxed);
+        (n, STOPPED[n].load(Ordering::Acquire).then_some(at))
+    })
 }

@@ -1,7 +1,9 @@
 //! What the processor can do: the baseline is checked, extensions are switched on.
 
 use core::arch::x86_64::{__cpuid, __cpuid_count};
+use kernel_parts::baseline::{self, Leaves, Missing};
 use moraine_platform::{error, info};
+use spin::Once;
 use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
 
@@ -20,21 +22,20 @@ pub(crate) struct Features {
     pub(crate) steady_cycles: bool,
 }
 
-/// Bits of CPUID leaf 1 ECX that x86-64-v2 consists of, with their names.
-const BASELINE: [(u32, &str); 5] =
-    [(0, "SSE3"), (9, "SSSE3"), (19, "SSE4.1"), (20, "SSE4.2"), (23, "POPCNT")];
+/// What was found at boot: under a hypervisor each CPUID is a way out of the guest, dearer than an I/O.
+static FOUND: Once<Features> = Once::new();
 
 /// Checks the baseline, enables extensions on the first core, and tells what was found.
 pub(crate) fn init_first() -> Features {
-    if let Some(name) = first_missing() {
+    if let Some(missing) = missing() {
         error!(
             "cpu",
-            "Moraine needs an x86-64-v2 processor (2009 or later); this one lacks {name}; stopping"
+            "Moraine needs an x86-64-v2 processor (2009 or later); this one lacks {missing}; stopping"
         );
         super::stop();
     }
     enable_extensions();
-    let found = detect();
+    let found = *FOUND.call_once(detect);
     let mut name = [0; 48];
     if __cpuid(0x8000_0000).eax >= 0x8000_0004 {
         for (i, part) in name.chunks_exact_mut(16).enumerate() {
@@ -55,9 +56,10 @@ pub(crate) fn init_first() -> Features {
     found
 }
 
-/// The first feature of the baseline that this processor lacks.
-pub(crate) fn first_missing() -> Option<&'static str> {
-    BASELINE.iter().find(|(bit, _)| __cpuid(1).ecx & 1 << bit == 0).map(|(_, name)| *name)
+/// What this processor lacks of the baseline.
+pub(crate) fn missing() -> Option<Missing> {
+    let extended = if __cpuid(0x8000_0000).eax > 0x8000_0000 { __cpuid(0x8000_0001).ecx } else { 0 };
+    baseline::missing(Leaves { one: __cpuid(1).ecx, extended })
 }
 
 /// Enables what the assembly of the entry left off: AVX state, so that routines chosen at run time may use it. On
@@ -97,7 +99,7 @@ fn detect() -> Features {
     }
 }
 
-/// What this processor can do, asked anew.
+/// What this processor can do. Costs next to nothing.
 pub(crate) fn get() -> Features {
-    detect()
+    FOUND.get().copied().unwrap_or_else(detect)
 }

@@ -4,13 +4,17 @@
 //! saying so), so every handler runs on a stack of its own: interrupts on IST 1, exceptions on IST 2, and those that
 //! may strike inside another handler (NMI, double fault, machine check) on IST 3.
 
+use crate::cpu::cores;
 use crate::memory::{self, paging};
 use alloc::boxed::Box;
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use kernel_parts::guards::{Guards, Kind, Stack};
 use moraine_boot::map::PAGE;
+use moraine_platform::warn;
 use spin::Once;
 use x86_64::VirtAddr;
+use x86_64::instructions::port::Port;
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
 use x86_64::instructions::tables::load_tss;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
@@ -23,13 +27,28 @@ global_asm!(include_str!("traps.S"), options(att_syntax));
 const INTERRUPT_STACK: u16 = 0;
 const EXCEPTION_STACK: u16 = 1;
 const EMERGENCY_STACK: u16 = 2;
+const STACKS: [(u16, Kind); 3] = [
+    (INTERRUPT_STACK, Kind::Interrupts),
+    (EXCEPTION_STACK, Kind::Exceptions),
+    (EMERGENCY_STACK, Kind::Emergencies),
+];
 /// Pages of each such stack; one more below is a guard page.
 const STACK_PAGES: usize = 4;
 
 /// First vector of interrupts; those below are exceptions.
 const FIRST_INTERRUPT: u8 = 32;
 /// Exceptions that may strike inside another handler.
-const EMERGENCIES: [u8; 3] = [2, 8, 18];
+const EMERGENCIES: [u8; 3] = [NMI, 8, 18];
+const NMI: u8 = 2;
+const PAGE_FAULT: u64 = 14;
+
+/// Where chip sets say why there is an NMI, and the bits that blame the machine.
+const NMI_REASON_PORT: u16 = 0x61;
+const NMI_MEMORY: u8 = 1 << 7;
+const NMI_BUS: u8 = 1 << 6;
+
+/// The guard page of every stack of every core.
+static GUARDS: Guards<{ cores::CORES_MAX * (STACKS.len() + 1) }> = Guards::new();
 
 /// How often each vector fired. Written by `traps.S`.
 #[unsafe(no_mangle)]
@@ -85,12 +104,15 @@ const NAMES: [&str; 22] = [
 ];
 
 static IDT: Once<InterruptDescriptorTable> = Once::new();
+/// The same, but interrupts run on the stack they strike on: what must not be, for the tests that show why.
+static IDT_WITHOUT_STACK: Once<InterruptDescriptorTable> = Once::new();
 
-/// Sets up this core's tables: its own GDT, TSS and stacks, the common IDT.
-pub(crate) fn init_core() {
+/// Sets up the tables of this core, whose number is `core`: its own GDT, TSS and stacks, the common IDT.
+pub(crate) fn init_core(core: usize) {
     let tss = Box::leak(Box::new(TaskStateSegment::new()));
-    for stack in [INTERRUPT_STACK, EXCEPTION_STACK, EMERGENCY_STACK] {
-        tss.interrupt_stack_table[stack as usize] = VirtAddr::new(guarded_stack(STACK_PAGES));
+    for (index, kind) in STACKS {
+        let top = guarded_stack(STACK_PAGES, Stack { core, kind });
+        tss.interrupt_stack_table[index as usize] = VirtAddr::new(top);
     }
     let gdt = Box::leak(Box::new(GlobalDescriptorTable::new()));
     let code = gdt.append(Descriptor::kernel_code_segment());
@@ -106,17 +128,38 @@ pub(crate) fn init_core() {
         load_tss(task);
     }
     // Made only now: its entries name the code segment in force.
-    IDT.call_once(idt).load();
+    IDT.call_once(|| idt(true)).load();
 }
 
-/// A new stack with a guard page below it; its top. It lives for ever.
-pub(crate) fn guarded_stack(pages: usize) -> u64 {
+/// Lets interrupts of this core run on the stack they strike on, for the self-tests, or on their own again.
+pub(crate) fn set_interrupt_stack(own: bool) {
+    match own {
+        true => IDT.call_once(|| idt(true)).load(),
+        false => IDT_WITHOUT_STACK.call_once(|| idt(false)).load(),
+    }
+}
+
+/// Makes the page at `page` the guard of `stack`: who overflows it faults, and the report names it.
+pub(crate) fn guard(page: u64, stack: Stack) {
+    paging::unmap(page, PAGE);
+    if !GUARDS.add(page, stack) {
+        warn!("traps", "no room to note the guard page of {stack}");
+    }
+}
+
+/// The lowest address of a core's stack that may be used.
+pub(crate) fn bottom_of(stack: Stack) -> Option<u64> {
+    GUARDS.page_of(stack).map(|guard| guard + PAGE)
+}
+
+/// A new stack for that purpose with a guard page below it; its top. It lives for ever.
+pub(crate) fn guarded_stack(pages: usize, stack: Stack) -> u64 {
     #[derive(Clone)]
     #[repr(align(4096))]
     struct Page([u8; PAGE as usize]);
-    let stack = Box::leak(alloc::vec![Page([0; PAGE as usize]); pages + 1].into_boxed_slice());
-    let bottom = (&raw const stack[0].0) as u64;
-    paging::unmap(bottom, PAGE);
+    let memory = Box::leak(alloc::vec![Page([0; PAGE as usize]); pages + 1].into_boxed_slice());
+    let bottom = (&raw const memory[0].0) as u64;
+    guard(bottom, stack);
     bottom + (pages as u64 + 1) * PAGE
 }
 
@@ -130,7 +173,7 @@ pub(crate) fn count(vector: u8) -> u32 {
     IRQ_COUNTS[vector as usize].load(Ordering::Acquire)
 }
 
-fn idt() -> InterruptDescriptorTable {
+fn idt(interrupt_stack: bool) -> InterruptDescriptorTable {
     let mut idt = InterruptDescriptorTable::new();
     // Entries are 16 bytes apart.
     let (exceptions, interrupts) = (&raw const exception_entries as u64, &raw const irq_entries as u64);
@@ -149,7 +192,12 @@ fn idt() -> InterruptDescriptorTable {
     for vector in FIRST_INTERRUPT..=255 {
         let entry = VirtAddr::new(interrupts + 16 * (vector - FIRST_INTERRUPT) as u64);
         // SAFETY: as above.
-        unsafe { idt[vector].set_handler_addr(entry).set_stack_index(INTERRUPT_STACK) };
+        unsafe {
+            let options = idt[vector].set_handler_addr(entry);
+            if interrupt_stack {
+                options.set_stack_index(INTERRUPT_STACK);
+            }
+        }
     }
     idt
 }
@@ -158,11 +206,15 @@ fn idt() -> InterruptDescriptorTable {
 #[unsafe(no_mangle)]
 extern "C" fn exception(frame: &Frame) -> ! {
     use core::fmt::Write;
+    crate::panic::begin(Some((frame.vector, frame.rip)));
     let mut text = crate::console::unlocked();
     let name = NAMES.get(frame.vector as usize).unwrap_or(&"unknown");
     let image = memory::image();
     let _ = writeln!(text, "\nexception {} ({name}), code {:#x}", frame.vector, frame.code);
-    if frame.vector == 14 {
+    if frame.vector == u64::from(NMI) {
+        let _ = writeln!(text, "moraine panic: {}", nmi_reason());
+    }
+    if frame.vector == PAGE_FAULT {
         let address = x86_64::registers::control::Cr2::read_raw();
         let what = match (frame.code & 16 != 0, frame.code & 2 != 0) {
             (true, _) => "executing",
@@ -171,8 +223,8 @@ extern "C" fn exception(frame: &Frame) -> ! {
         };
         let why = if frame.code & 1 != 0 { "not allowed" } else { "not mapped" };
         let _ = writeln!(text, "{what} {address:#x}: {why}");
-        if memory::is_stack_guard(address) {
-            let _ = writeln!(text, "the stack overflowed");
+        if let Some(stack) = GUARDS.find(address) {
+            let _ = writeln!(text, "{stack} overflowed");
         }
     }
     let _ = write!(text, "at {:#x}", frame.rip);
@@ -185,4 +237,17 @@ extern "C" fn exception(frame: &Frame) -> ! {
     }
     let _ = writeln!(text);
     crate::panic::end(frame.rsp)
+}
+
+/// Why there is an NMI that no core of ours sent. A person who asks for one wants to see what a machine does that does not
+/// answer any more; hardware that raises one has lost data. So it is a panic either way.
+fn nmi_reason() -> &'static str {
+    // SAFETY: a status port of the chip set; reading it changes nothing, and where it is not all ones are read.
+    let reason = unsafe { Port::<u8>::new(NMI_REASON_PORT).read() };
+    match reason {
+        u8::MAX => "an NMI from outside",
+        _ if reason & NMI_MEMORY != 0 => "an NMI: the machine reports a memory error",
+        _ if reason & NMI_BUS != 0 => "an NMI: the machine reports an error on a bus",
+        _ => "an NMI from outside: somebody asks for a report",
+    }
 }

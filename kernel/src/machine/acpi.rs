@@ -40,7 +40,7 @@ fn read(at: u64, len: usize) -> Option<&'static [u8]> {
     }
     for page in (at & !(PAGE - 1)..end).step_by(PAGE as usize) {
         if !paging::is_mapped(page) {
-            paging::map(page, PAGE, Access::ReadOnly);
+            paging::try_map(page, PAGE, Access::ReadOnly).ok()?;
         }
     }
     // SAFETY: mapped just now; firmware's tables do not change while we run.

@@ -5,14 +5,17 @@ use crate::memory::paging::{self, Access};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use kernel_parts::acpi::{Ecam, Tables};
+use moraine_boot::map::RangeSet;
 use moraine_drivers::{PciAddress, PciFunction};
-use moraine_platform::{info, warn};
+use moraine_platform::{error, info, warn};
 use x86_64::instructions::port::Port;
 
 /// Functions looked at, at most.
 const FUNCTIONS_MAX: usize = 256;
 /// Configuration space of one bus in ECAM, in bytes.
 const BUS_BYTES: u64 = 1 << 20;
+/// Physical addresses end here; windows beyond are not believed.
+const HIGHEST: u64 = 1 << 46;
 
 const ADDRESS_PORT: u16 = 0xcf8;
 const DATA_PORT: u16 = 0xcfc;
@@ -32,14 +35,16 @@ struct Function {
     space: Space,
 }
 
-/// All functions that are there. Maps ECAM bus by bus as buses are found.
-pub(crate) fn functions(tables: &Tables) -> Vec<Rc<dyn PciFunction>> {
+/// All functions that are there. `ram` is where no configuration space can be.
+pub(crate) fn functions(tables: &Tables, ram: &RangeSet) -> Vec<Rc<dyn PciFunction>> {
     let mut found = Vec::new();
     if tables.ecam.is_empty() && ports_answer() {
         scan_bus(Space::Ports, 0, 0, &mut found);
     }
     for ecam in &tables.ecam {
-        scan_bus(Space::Memory(*ecam), ecam.segment, ecam.first_bus, &mut found);
+        if map(ecam, ram) {
+            scan_bus(Space::Memory(*ecam), ecam.segment, ecam.first_bus, &mut found);
+        }
     }
     if found.len() >= FUNCTIONS_MAX {
         warn!("pci", "more than {FUNCTIONS_MAX} functions; the rest is left alone");
@@ -51,13 +56,35 @@ pub(crate) fn functions(tables: &Tables) -> Vec<Rc<dyn PciFunction>> {
     found
 }
 
+/// Maps all of a window at once, which takes large pages: a table or two for the 256 buses of a segment, and not one for
+/// every second bus.
+fn map(ecam: &Ecam, ram: &RangeSet) -> bool {
+    let Ecam { address, segment, first_bus, last_bus } = *ecam;
+    let buses = (u64::from(last_bus) + 1).saturating_sub(u64::from(first_bus));
+    let range = (address.checked_add(u64::from(first_bus) * BUS_BYTES))
+        .and_then(|start| Some(start..start.checked_add(buses * BUS_BYTES)?))
+        .filter(|range| range.end <= HIGHEST && !range.is_empty());
+    let Some(range) = range else {
+        warn!("pci", "segment {segment}: the firmware's window at {address:#x} makes no sense; left alone");
+        return false;
+    };
+    if ram.as_slice().iter().any(|r| r.start < range.end && range.start < r.end) {
+        warn!("pci", "segment {segment}: the firmware's window at {address:#x} lies over RAM; left alone");
+        return false;
+    }
+    if let Err(why) = paging::try_map(range.start, range.end - range.start, Access::Device) {
+        error!("pci", "segment {segment} is left alone: {why}");
+        return false;
+    }
+    true
+}
+
 /// Scans a bus and, through bridges that firmware set up, those behind it.
 fn scan_bus(space: Space, segment: u16, bus: u8, found: &mut Vec<Rc<dyn PciFunction>>) {
-    if let Space::Memory(ecam) = space {
-        if !(ecam.first_bus..=ecam.last_bus).contains(&bus) {
-            return;
-        }
-        paging::map(ecam.address + bus as u64 * BUS_BYTES, BUS_BYTES, Access::Device);
+    if let Space::Memory(ecam) = space
+        && !(ecam.first_bus..=ecam.last_bus).contains(&bus)
+    {
+        return;
     }
     for device in 0..32 {
         for number in 0..8 {
@@ -125,7 +152,7 @@ impl PciFunction for Function {
                 Port::<u32>::new(ADDRESS_PORT).write(place as u32);
                 Port::<u32>::new(DATA_PORT).read()
             },
-            // SAFETY: configuration space of a bus that `scan_bus` mapped.
+            // SAFETY: configuration space of a window that `map` mapped.
             Space::Memory(_) => unsafe { (place as *const u32).read_volatile() },
         }
     }

@@ -134,7 +134,11 @@ pub(crate) fn reset() -> ! {
         Port::<u8>::new(0xcf9).write(0x06);
         Port::<u8>::new(0x64).write(0xfe);
     }
-    // An exception without a table to find its handler in is a triple fault, which resets.
+    reset_processor()
+}
+
+/// Resets by the processor alone: an exception without a table to find its handler in is a triple fault.
+pub(crate) fn reset_processor() -> ! {
     let nothing = x86_64::structures::DescriptorTablePointer { limit: 0, base: x86_64::VirtAddr::zero() };
     // SAFETY: nothing is to run any more.
     unsafe {

@@ -1,6 +1,7 @@
 //! Page tables: memory mapped one to one, each page with exactly the rights it needs (never write *and* execute).
 
 use crate::memory::TABLES_BELOW;
+use core::alloc::Layout;
 use core::ops::Range;
 use core::ptr;
 use moraine_boot::map::{PAGE, RangeSet};
@@ -19,7 +20,8 @@ const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Size of a large page.
 const LARGE_PAGE: u64 = 2 << 20;
-/// Tables kept ready for mappings made later (device registers, guard pages, ACPI tables), in pages.
+/// Tables kept ready for mappings made before there is a heap (pieces of RAM, guard pages), in pages. Later ones come from
+/// the heap, so that no number of devices uses them up.
 const SPARE_TABLES: u64 = 64;
 
 /// What may be done with a page.
@@ -54,6 +56,16 @@ struct Tables {
 
 static TABLES: Mutex<Tables> = Mutex::new(Tables { root: 0, spare: 0..0 });
 
+/// There is no memory for another page table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OutOfTables;
+
+impl core::fmt::Display for OutOfTables {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("no memory for page tables: give the machine more")
+    }
+}
+
 /// Makes the kernel's tables out of memory taken from `free`, lets `fill` map what it wants, and switches to them.
 pub(crate) fn init(free: &mut RangeSet, fill: impl FnOnce(&mut dyn FnMut(Range<u64>, Access))) {
     let highest = free.as_slice().last().expect("there is memory").end;
@@ -63,8 +75,8 @@ pub(crate) fn init(free: &mut RangeSet, fill: impl FnOnce(&mut dyn FnMut(Range<u
     {
         let mut tables = TABLES.lock();
         tables.spare = start..start + count * PAGE;
-        tables.root = tables.new_table();
-        fill(&mut |range, access| tables.map(range, access.bits()));
+        tables.root = must(tables.new_table());
+        fill(&mut |range, access| must(tables.map(range, access.bits())));
     }
     // SAFETY: the tables map the image, the stack and all RAM as before, so that execution goes on. Write protection
     // makes read-only pages read-only for the kernel, too.
@@ -89,16 +101,27 @@ pub(crate) fn root() -> u64 {
     TABLES.lock().root
 }
 
-/// Maps a range one to one, rounded out to whole pages. It may be mapped already, with other rights.
+/// Maps a range one to one, rounded out to whole pages. It may be mapped already, with other rights. For what the machine
+/// cannot run without.
 pub(crate) fn map(start: u64, len: u64, access: Access) {
+    must(try_map(start, len, access));
+}
+
+/// The same for what can be done without. What was mapped of it when tables ran out stays mapped.
+pub(crate) fn try_map(start: u64, len: u64, access: Access) -> Result<(), OutOfTables> {
     let range = start & !(PAGE - 1)..(start + len).next_multiple_of(PAGE);
-    TABLES.lock().map(range, access.bits());
+    let mapped = TABLES.lock().map(range, access.bits());
     tlb::flush_all();
+    mapped
+}
+
+fn must<T>(result: Result<T, OutOfTables>) -> T {
+    result.unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// Takes a range out: touching it is a page fault. Other cores may still see it until they switch tables or flush.
 pub(crate) fn unmap(start: u64, len: u64) {
-    TABLES.lock().map(start..start + len, 0);
+    must(TABLES.lock().map(start..start + len, 0));
     for page in (start..start + len).step_by(PAGE as usize) {
         tlb::flush(VirtAddr::new(page));
     }
@@ -140,42 +163,50 @@ fn count_below(table: u64, level: u32) -> usize {
 }
 
 impl Tables {
-    fn new_table(&mut self) -> u64 {
+    fn new_table(&mut self) -> Result<u64, OutOfTables> {
         let table = self.spare.start;
-        assert!(table < self.spare.end, "the page-table reserve covers every mapping");
-        self.spare.start += PAGE;
-        // SAFETY: the page is ours and mapped (by the boot loader's tables or our own).
-        unsafe { ptr::write_bytes(table as *mut u8, 0, PAGE as usize) };
-        table
+        if table < self.spare.end {
+            self.spare.start += PAGE;
+            // SAFETY: the page is ours and mapped (by the boot loader's tables or our own).
+            unsafe { ptr::write_bytes(table as *mut u8, 0, PAGE as usize) };
+            return Ok(table);
+        }
+        let layout =
+            Layout::new::<[u64; 512]>().align_to(PAGE as usize).expect("a page is aligned to itself");
+        // The heap is mapped one to one, so this is a physical address. A table is never given back.
+        // SAFETY: the layout is not empty.
+        let table = unsafe { alloc::alloc::alloc_zeroed(layout) };
+        if table.is_null() { Err(OutOfTables) } else { Ok(table as u64) }
     }
 
-    fn map(&mut self, range: Range<u64>, bits: u64) {
+    fn map(&mut self, range: Range<u64>, bits: u64) -> Result<(), OutOfTables> {
         let mut at = range.start;
         while at < range.end {
             let large = at.is_multiple_of(LARGE_PAGE) && range.end - at >= LARGE_PAGE;
             let level = if large { 1 } else { 0 };
-            let slot = self.slot(at, level);
+            let slot = self.slot(at, level)?;
             let entry = if bits == 0 { 0 } else { at | bits | if large { LARGE } else { 0 } };
             // SAFETY: `slot` is an entry of one of our tables.
             unsafe { slot.write_volatile(entry) };
             at += if large { LARGE_PAGE } else { PAGE };
         }
+        Ok(())
     }
 
     /// The entry for `address` at `level` (0: small page, 1: large page), making the tables above it.
-    fn slot(&mut self, address: u64, level: u32) -> *mut u64 {
+    fn slot(&mut self, address: u64, level: u32) -> Result<*mut u64, OutOfTables> {
         let mut table = self.root;
         for above in (level + 1..4).rev() {
             let slot = entry_at(table, address, above);
             // SAFETY: `slot` is an entry of one of our tables.
             let entry = unsafe { slot.read() };
             table = if entry & PRESENT == 0 {
-                let new = self.new_table();
+                let new = self.new_table()?;
                 // SAFETY: as above.
                 unsafe { slot.write_volatile(new | PRESENT | WRITE) };
                 new
             } else if entry & LARGE != 0 {
-                let new = self.new_table();
+                let new = self.new_table()?;
                 for i in 0..512 {
                     // SAFETY: the new table has 512 entries.
                     unsafe { (new as *mut u64).add(i).write((entry & !LARGE) + i as u64 * PAGE) };
@@ -187,7 +218,7 @@ impl Tables {
                 entry & ADDRESS
             };
         }
-        entry_at(table, address, level)
+        Ok(entry_at(table, address, level))
     }
 
     /// The entry that maps `address`, or 0.

@@ -1,5 +1,6 @@
 //! The kernel's own words of the boot command line, told apart from the appliance's before either is judged.
 
+use crate::guards::Kind;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -13,14 +14,51 @@ pub enum Mode {
     Appliance,
     /// Run the kernel's self-tests, then power off.
     SelfTest,
-    /// Panic on purpose, to see the report and what follows.
-    Panic,
-    /// Touch memory that is not there, for the same purpose.
-    Fault,
+    /// Hold the red zone under the interrupts of disks and network cards, then power off.
+    Canary,
+    /// Fail on purpose, to see the report and what follows.
+    Mishap(Mishap),
     /// Measure the disks, then power off.
     Disks,
     /// Serve an empty filesystem in memory: the network and the exports without disks.
     Memory,
+}
+
+/// A way to fail on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mishap {
+    /// Panic.
+    Panic,
+    /// Touch memory that is not there.
+    Fault,
+    /// Panic while all other cores log.
+    Storm,
+    /// Panic while every line of the report faults.
+    Twice,
+    /// Do nothing any more.
+    Hang,
+    /// Overflow this stack of the first core.
+    Overflow(Kind),
+    /// Overflow the stack of a second core.
+    OverflowSecond,
+}
+
+impl Mishap {
+    fn named(name: &str) -> Option<Mishap> {
+        Some(match name {
+            "panic" => Mishap::Panic,
+            "fault" => Mishap::Fault,
+            "storm" => Mishap::Storm,
+            "twice" => Mishap::Twice,
+            "hang" => Mishap::Hang,
+            "overflow" => Mishap::Overflow(Kind::Own),
+            "overflow-interrupts" => Mishap::Overflow(Kind::Interrupts),
+            "overflow-exceptions" => Mishap::Overflow(Kind::Exceptions),
+            "overflow-emergencies" => Mishap::Overflow(Kind::Emergencies),
+            "overflow-second" => Mishap::OverflowSecond,
+            _ => return None,
+        })
+    }
 }
 
 /// A virtio-mmio device as QEMU and other monitors announce it: `virtio_mmio.device=SIZE@ADDRESS:INTERRUPT`.
@@ -37,7 +75,7 @@ pub struct Window {
 /// The parsed words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Words {
-    /// `selftest`, `selftest=panic`, `selftest=fault`, `selftest=disks`, `selftest=memory`.
+    /// `selftest`, `selftest=canary`, `selftest=disks`, `selftest=memory`, `selftest=` and a [`Mishap`].
     pub mode: Mode,
     /// `copy=auto|words|string`: how memory is copied; None is automatic.
     pub copy_by_string: Option<bool>,
@@ -74,10 +112,12 @@ impl Words {
     fn take(&mut self, word: &str) -> bool {
         match word.split_once('=').unwrap_or((word, "")) {
             ("selftest", "") => self.mode = Mode::SelfTest,
-            ("selftest", "panic") => self.mode = Mode::Panic,
-            ("selftest", "fault") => self.mode = Mode::Fault,
+            ("selftest", "canary") => self.mode = Mode::Canary,
             ("selftest", "disks") => self.mode = Mode::Disks,
             ("selftest", "memory") => self.mode = Mode::Memory,
+            ("selftest", name) if Mishap::named(name).is_some() => {
+                self.mode = Mishap::named(name).map_or(self.mode, Mode::Mishap);
+            }
             ("copy", "auto") => self.copy_by_string = None,
             ("copy", "words") => self.copy_by_string = Some(false),
             ("copy", "string") => self.copy_by_string = Some(true),
