@@ -13,6 +13,9 @@
 //! | `log=LEVEL` | `error`, `warn`, `info` (default), `debug` or `trace` |
 //! | `budget=SIZE` | bytes of memory to use at most, with `K`, `M` or `G`; without it all there is |
 //! | `accel=NAME` | use the checksum routines called NAME (`scalar`, `sse4.2`, `pclmul`) instead of the fastest |
+//! | `squash=WHOM` | which NFS clients' users become nobody (65534): `none` (the default), `root` or `all` |
+//!
+//! The kernel takes its own words (`copy=`, `selftest=`, `virtio_mmio.device=`) before; docs/boot.md tells all of them.
 
 use crate::memory::BUDGET_MIN;
 use alloc::borrow::ToOwned;
@@ -20,7 +23,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
+use moraine_nfs::Squash;
 use moraine_platform::log::Level;
+
+/// Every word that is understood here.
+const WORDS: [&str; 7] = ["format", "ip", "panic", "log", "budget", "accel", "squash"];
 
 /// How the appliance is to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +44,8 @@ pub struct Config {
     pub budget: Option<u64>,
     /// Name of the accelerated routines to use; `None`: the fastest.
     pub accel: Option<String>,
+    /// Which NFS callers lose their identity.
+    pub squash: Squash,
 }
 
 /// What to do with blank disks when there is no pool.
@@ -86,6 +95,7 @@ impl Default for Config {
             log: Level::Info,
             budget: None,
             accel: None,
+            squash: Squash::Nobody,
         }
     }
 }
@@ -114,7 +124,7 @@ impl fmt::Display for Complaint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "boot word `{}` ignored: ", self.word.escape_debug())?;
         match self.reason {
-            Reason::Unknown => f.write_str("no such word (known are format, ip, panic, log, budget, accel)"),
+            Reason::Unknown => write!(f, "no such word (known are {})", WORDS.join(", ")),
             Reason::BadValue(wanted) => write!(f, "wanted {wanted}"),
             Reason::Repeated => f.write_str("said before; the first one counts"),
         }
@@ -167,6 +177,10 @@ impl Config {
             }
             "accel" if !value.is_empty() => self.accel = Some(value.to_owned()),
             "accel" => return Err(Reason::BadValue("accel=NAME")),
+            "squash" => {
+                self.squash = Squash::from_name(value)
+                    .ok_or(Reason::BadValue("squash=none, squash=root or squash=all"))?
+            }
             _ => return Err(Reason::Unknown),
         }
         Ok(())
@@ -254,18 +268,33 @@ mod tests {
     #[test]
     fn every_word_is_understood() {
         let config = clean(
-            "format=blank ip=10.0.0.2/24,10.0.0.1\nip=fd00::2/64 panic=halt log=debug budget=256M accel=scalar",
+            "format=blank ip=10.0.0.2/24,10.0.0.1\nip=fd00::2/64 panic=halt log=debug budget=256M accel=scalar squash=root",
         );
         assert_eq!(config.blank_disks, BlankDisks::Format);
         assert_eq!(config.on_panic, OnPanic::Halt);
         assert_eq!(config.log, Level::Debug);
         assert_eq!(config.budget, Some(256 << 20));
         assert_eq!(config.accel.as_deref(), Some("scalar"));
+        assert_eq!(config.squash, Squash::Root);
+        assert_eq!(
+            (clean("squash=none").squash, clean("squash=all").squash),
+            (Squash::Nobody, Squash::Everybody)
+        );
         let Addressing::Static(addresses) = config.addressing else { panic!("static addresses were given") };
         assert_eq!(addresses[0].gateway, Some([10, 0, 0, 1].into()));
         assert_eq!((addresses[0].address, addresses[0].prefix), ([10, 0, 0, 2].into(), 24));
         assert_eq!((addresses[1].prefix, addresses[1].gateway), (64, None));
         assert_eq!(clean("ip=dhcp").addressing, Addressing::Automatic);
+    }
+
+    #[test]
+    fn every_word_is_known_to_the_complaint_and_to_the_manual() {
+        let manual = include_str!("../../docs/boot.md");
+        for word in WORDS {
+            assert_ne!(reasons(word), [Reason::Unknown], "{word}");
+            assert!(manual.contains(&alloc::format!("| `{word}=")), "docs/boot.md does not tell of {word}");
+        }
+        assert!(Config::parse("copy").1[0].to_string().ends_with("budget, accel, squash)"));
     }
 
     #[test]
@@ -301,6 +330,10 @@ mod tests {
             "budget=-1",
             "budget=99999999999999999999G",
             "accel=",
+            "squash",
+            "squash=",
+            "squash=nobody",
+            "squash=Root",
         ] {
             let (config, complaints) = Config::parse(text);
             assert_eq!(config, Config::default(), "{text}");

@@ -13,7 +13,7 @@ use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
 use moraine_fs::Vfs;
-use moraine_nfs::Ports;
+use moraine_nfs::{Ports, Squash};
 use moraine_platform::memory::Usage;
 use moraine_platform::{NetError, Network, Platform, warn};
 use moraine_share::Share;
@@ -80,14 +80,15 @@ pub struct Exports<V> {
     nbd: Option<(Rc<moraine_nbd::Server<V>>, SocketAddr)>,
 }
 
-/// Starts every export that has an address, within its shares of `memory`. When this returns, they
-/// answer; on an error nothing was started.
+/// Starts every export that has an address, within its shares of `memory`; NFS callers are squashed as `squash` says. When
+/// this returns, they answer; on an error nothing was started.
 pub fn serve_exports<V: Vfs + 'static>(
     platform: &Platform,
     vfs: Rc<V>,
     network: Rc<dyn Network>,
     listen: Listen,
     memory: &Memory,
+    squash: Squash,
 ) -> Result<Exports<V>, StartError> {
     let streams = |export, address: Option<SocketAddr>| {
         let bound =
@@ -118,6 +119,7 @@ pub fn serve_exports<V: Vfs + 'static>(
         let ports = Ports { mount_udp, portmap, ..Ports::all_on(address.port()) };
         let mut config = moraine_nfs::Config::new(ports, memory.total, memory.nfs);
         config.connections_max = NFS_CONNECTIONS_MAX;
+        config.identities.squash = squash;
         let server = moraine_nfs::Server::new(platform, vfs.clone(), share.clone(), config);
         platform.spawn.spawn("nfs", Box::pin(server.clone().serve(listener)));
         if let Some(listener) = portmap_listener {

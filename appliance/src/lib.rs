@@ -31,6 +31,7 @@ pub use accel::{Choice, ChosenBy, choose_routines};
 pub use config::{Addressing, BlankDisks, Complaint, Config, OnPanic, Reason, StaticAddress, parse_size};
 pub use exports::{Exports, Listen, NBD_PORT, NFS_PORT, PORTMAP_PORT, StartError, serve_exports};
 pub use memory::{BUDGET_MIN, Memory};
+pub use moraine_nfs::Squash;
 pub use pool::{Idle, Pool, open_pool};
 pub use stop::Stop;
 pub use survey::{Disk, Plan, plan, survey};

@@ -42,7 +42,8 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "nbd-transmission" => requests(),
         "frames" => frames(),
         "words" => vec![
-            b"format=blank ip=10.0.0.2/24,10.0.0.1 panic=halt log=debug budget=256M accel=scalar".to_vec(),
+            b"format=blank ip=10.0.0.2/24,10.0.0.1 panic=halt log=debug budget=256M accel=scalar squash=root"
+                .to_vec(),
             b"# words\nip=fd00::2/64\nselftest=memory copy=words virtio_mmio.device=512@0xd0000000:5"
                 .to_vec(),
         ],

@@ -2,7 +2,7 @@
 
 use crate::seeds::{NBD_GREETING, nfs_call, record};
 use core::net::{IpAddr, SocketAddr};
-use moraine_appliance::{Listen, Memory, serve_exports};
+use moraine_appliance::{Listen, Memory, Squash, serve_exports};
 use moraine_fs::Vfs;
 use moraine_fs::vfs::{Caller, CreateMode, SetAttr};
 use moraine_model::Model;
@@ -66,7 +66,8 @@ pub fn with_server(config: WorldConfig, client: impl AsyncFnOnce(&Served<'_>)) {
         };
         let memory = Memory::of(0);
         let listen = Listen { nfs: Some(at(2049)), nbd: Some(at(10809)), portmap: Some(at(111)) };
-        let exports = serve_exports(&platform, model, ours, listen, &memory).expect("the ports are free");
+        let exports = serve_exports(&platform, model, ours, listen, &memory, Squash::default());
+        let exports = exports.expect("the ports are free");
         client(&served).await;
         // The honest ones: one call, one handshake.
         let call = record(&nfs_call(77, 100_003, 3, 0, &[]));

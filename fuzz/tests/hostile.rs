@@ -5,7 +5,7 @@ use core::cell::Cell;
 use core::time::Duration;
 use moraine_fuzz::seeds::{go, nfs_call, record};
 use moraine_fuzz::served::{Served, at, with_server};
-use moraine_platform::Stream;
+use moraine_platform::{LocalFuture, Stream};
 use moraine_sim::world::WorldConfig;
 use std::rc::Rc;
 
@@ -179,45 +179,140 @@ fn clients_that_ask_for_little_ten_thousand_times_and_read_nothing() {
     });
 }
 
-#[test]
-fn floods_of_half_requests_cost_a_connection_each_and_no_more() {
-    const FLOODERS: u64 = 8;
-    const POLLS_PER_FLOOD: u64 = 24;
+/// What hostile clients that go on and on share with the test.
+#[derive(Clone, Default)]
+struct Siege {
+    over: Rc<Cell<bool>>,
+    /// What they did: connections made, bytes sent or read.
+    done: Rc<Cell<u64>>,
+}
+
+impl Siege {
+    fn goes_on(&self) -> bool {
+        !self.over.get()
+    }
+
+    fn count(&self) {
+        self.done.set(self.done.get() + 1);
+    }
+}
+
+/// A hostile client that goes on until the siege is over.
+type Besieger = fn(&Served<'_>, u32, Siege) -> LocalFuture<()>;
+
+/// Each thing that `attackers` do, their own polls included, costs no more than `polls_each`, and honest work no more than
+/// it does alone.
+fn each_costs(polls_each: u64, attackers: u32, besieger: Besieger) {
     let alone = cost(0, |_, _| (NFS, Vec::new()));
     let config = WorldConfig { forced_yield_percent: 0, ..WorldConfig::new(3) };
     with_server(config, async |served| {
         let nfs = connect(served, NFS, &[]).await;
         let nbd = connect(served, NBD, &go(b"vm")).await;
         assert!(nbd.recv_exact(&mut [0; 18 + 20 + 59 + 86 + 86]).await.unwrap());
-        let (going, floods) = (Rc::new(Cell::new(true)), Rc::new(Cell::new(0)));
-        for n in 0..FLOODERS {
-            let (network, going, floods) = (served.network.clone(), going.clone(), floods.clone());
-            let flood = async move {
-                while going.get() {
-                    let (port, half) = if n % 2 == 0 {
-                        (NFS, record(&nfs_call(1, 100_003, 3, 1, &[0; 64]))[..50].to_vec())
-                    } else {
-                        (NBD, go(b"vm")[..40].to_vec())
-                    };
-                    let stream = network.connect(at(port)).await.expect("the server accepts");
-                    let _ = stream.send_all(&half).await;
-                    stream.abort();
-                    floods.set(floods.get() + 1);
-                }
-            };
-            served.platform.spawn.spawn("flooder", Box::pin(flood));
+        let siege = Siege::default();
+        for n in 0..attackers {
+            served.platform.spawn.spawn("besieger", besieger(served, n, siege.clone()));
         }
         let before = served.world.polls();
         honest_nfs(served, &nfs, 10_000).await;
         honest_nbd(&nbd).await;
         let beside = served.world.polls() - before;
-        going.set(false);
-        assert!(floods.get() > 100, "{} floods", floods.get());
-        println!("{alone} polls alone, {beside} beside {} floods", floods.get());
-        // Each flood costs a connection made and dropped, tasks included, and honest work no more than it does alone.
-        let each = beside.saturating_sub(alone) / floods.get();
-        assert!(each <= POLLS_PER_FLOOD, "{each} polls a flood");
+        siege.over.set(true);
+        let done = siege.done.get();
+        assert!(done > 100, "{done}");
+        println!("{alone} polls alone, {beside} beside {done} things done by {attackers}");
+        let each = beside.saturating_sub(alone) / done;
+        assert!(each <= polls_each, "{each} polls each");
         nfs.abort();
         nbd.abort();
+    });
+}
+
+/// Connects, sends `bytes` and hangs up, over and over.
+fn flood(served: &Served<'_>, port: u16, bytes: Vec<u8>, siege: Siege) -> LocalFuture<()> {
+    let network = served.network.clone();
+    Box::pin(async move {
+        while siege.goes_on() {
+            let stream = network.connect(at(port)).await.expect("the server accepts");
+            let _ = stream.send_all(&bytes).await;
+            stream.abort();
+            siege.count();
+        }
+    })
+}
+
+#[test]
+fn floods_of_half_requests_cost_a_connection_each_and_no_more() {
+    each_costs(24, 8, |served, n, siege| match n % 2 {
+        0 => flood(served, NFS, record(&nfs_call(1, 100_003, 3, 1, &[0; 64]))[..50].to_vec(), siege),
+        _ => flood(served, NBD, go(b"vm")[..40].to_vec(), siege),
+    });
+}
+
+#[test]
+fn floods_of_garbage_and_of_marks_of_four_gibibytes_cost_a_connection_each_and_no_more() {
+    each_costs(24, 8, |served, n, siege| {
+        let junk: Vec<u8> =
+            (0..300u32).map(|i| (i * (n + 7)).wrapping_mul(2_654_435_761) as u8 | 1).collect();
+        match n % 3 {
+            0 => flood(served, NFS, vec![0xff; 4], siege),
+            1 => flood(served, NFS, junk, siege),
+            _ => flood(served, NBD, junk, siege),
+        }
+    });
+}
+
+/// How often a client that trickles sends or takes a byte.
+const TRICKLE: Duration = Duration::from_micros(200);
+
+#[test]
+fn clients_that_send_a_byte_at_a_time_cost_what_their_bytes_cost() {
+    each_costs(3, 100, |served, n, siege| {
+        let (network, clock) = (served.network.clone(), served.platform.clock.clone());
+        // The beginning of a WRITE of a mebibyte over NFS, and of one over NBD; then its data.
+        let args =
+            [&40u32.to_be_bytes()[..], &served.file_handle, &[0; 8], &[0, 16, 0, 0], &[0; 4], &[0, 16, 0, 0]];
+        let nfs = [&0x8010_0080_u32.to_be_bytes()[..], &nfs_call(n, 100_003, 3, 7, &args.concat())].concat();
+        let head =
+            [&0x2560_9513_u32.to_be_bytes()[..], &[0, 0, 0, 1], &[7; 8], &[0; 8], &[0, 16, 0, 0]].concat();
+        let nbd = [go(b"vm"), head].concat();
+        Box::pin(async move {
+            let (port, begin) = if n % 2 == 0 { (NFS, nfs) } else { (NBD, nbd) };
+            let stream = network.connect(at(port)).await.expect("the server accepts");
+            stream.send_all(&begin).await.expect("the server reads");
+            while siege.goes_on() {
+                clock.sleep(TRICKLE).await;
+                // A server may have had enough of it.
+                if stream.send_all(&[7]).await.is_err() {
+                    return;
+                }
+                siege.count();
+            }
+            stream.abort();
+        })
+    });
+}
+
+#[test]
+fn clients_that_take_a_byte_at_a_time_cost_what_their_bytes_cost() {
+    each_costs(3, 100, |served, n, siege| {
+        let (network, clock) = (served.network.clone(), served.platform.clock.clone());
+        let handle = [&40u32.to_be_bytes()[..], &served.file_handle].concat();
+        let read = [&handle[..], &[0; 8], &(1u32 << 20).to_be_bytes()].concat();
+        let calls = (0..20)
+            .flat_map(move |i| record(&nfs_call(n << 8 | i, 100_003, 3, 6, &read)))
+            .collect::<Vec<_>>();
+        Box::pin(async move {
+            let stream = network.connect(at(NFS)).await.expect("the server accepts");
+            let _ = stream.send_all(&calls).await;
+            while siege.goes_on() {
+                clock.sleep(TRICKLE).await;
+                if stream.recv(&mut [0]).await.is_err() {
+                    return;
+                }
+                siege.count();
+            }
+            stream.abort();
+        })
     });
 }

@@ -1,6 +1,6 @@
 //! The `moraine` command as a person runs it: what it prints, how it ends.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -101,6 +101,40 @@ fn a_client_in_the_middle_of_nothing_does_not_hold_up_the_end() {
     }
 }
 
+/// The result of a call that root on a client makes of a server of NFS.
+fn call_as_root(server: &mut TcpStream, program: u32, procedure: u32, args: &[u8]) -> Vec<u8> {
+    const XID: u32 = 7;
+    // AUTH_SYS: no stamp, no machine's name, user and group 0, no further groups; no verifier.
+    let head = [XID, 0, 2, program, 3, procedure, 1, 20, 0, 0, 0, 0, 0, 0, 0];
+    let head: Vec<u8> = head.iter().flat_map(|word| word.to_be_bytes()).collect();
+    let mark = (head.len() + args.len()) as u32 | 1 << 31;
+    server.write_all(&[&mark.to_be_bytes()[..], &head, args].concat()).unwrap();
+    let mut mark = [0; 4];
+    server.read_exact(&mut mark).unwrap();
+    let mut reply = vec![0; (u32::from_be_bytes(mark) & !(1 << 31)) as usize];
+    server.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[..24], [XID, 1, 0, 0, 0, 0].map(u32::to_be_bytes).concat(), "accepted");
+    reply.split_off(24)
+}
+
+#[test]
+fn root_on_a_client_is_root_here_unless_squash_says_otherwise() {
+    const OK: u32 = 0;
+    const ACCES: u32 = 13;
+    for (squash, wanted) in [(&[][..], OK), (&["none"], OK), (&["root"], ACCES), (&["all"], ACCES)] {
+        let words: Vec<&str> =
+            squash.iter().flat_map(|whom| ["--squash", whom]).chain(["--memory"]).collect();
+        let serving = serve(&words, &[]);
+        let mut server = TcpStream::connect(serving.nfs).unwrap();
+        let mounted = call_as_root(&mut server, 100_005, 1, &[0, 0, 0, 1, b'/', 0, 0, 0]);
+        assert_eq!(mounted[..8], [0, 0, 0, 0, 0, 0, 0, 40]);
+        let dir = [&mounted[4..48], &[0, 0, 0, 1, b'd', 0, 0, 0], &[0; 24]].concat();
+        let status = call_as_root(&mut server, 100_003, 9, &dir)[..4].to_vec();
+        assert_eq!(status, wanted.to_be_bytes(), "MKDIR in root's directory with {words:?}");
+        assert_eq!(serving.end(), Some(0));
+    }
+}
+
 #[test]
 fn wrong_usage_ends_with_two() {
     for arguments in [
@@ -108,6 +142,7 @@ fn wrong_usage_ends_with_two() {
         &["serve"],
         &["serve", "--memory", "disk"],
         &["serve", "--memory", "--nfs", "nowhere"],
+        &["serve", "--memory", "--squash", "somebody"],
         &["mkfs"],
         &["mkfs", "disk", "--size", "much"],
         &["dump"],

@@ -123,7 +123,8 @@ fn run_appliance(found: Found, config: Config, mode: Mode) -> ! {
         if let (Mode::Memory, Some(stack)) = (mode, &stack) {
             warn!("kernel", "selftest=memory: serving from memory, everything is lost at the end");
             let model = moraine_model::Model::new(platform.clock.clone(), platform.rng.clone());
-            serve::serve(&platform, Rc::new(model), stack.clone(), &budget, &stop, Vec::new).await;
+            let model = Rc::new(model);
+            serve::serve(&platform, model, stack.clone(), &budget, &config, &stop, Vec::new).await;
             return;
         }
         serve::pool(&platform, &disks, stack, &config, &budget, &stop).await;

@@ -83,11 +83,13 @@ pub(crate) async fn serve<V: Vfs + 'static>(
     vfs: Rc<V>,
     stack: Stack,
     budget: &Budget,
+    config: &Config,
     stop: &Stop,
     caches: impl Fn() -> Vec<Usage>,
 ) -> Rc<V> {
     let network = Rc::new(stack.clone());
-    let exports = match serve_exports(platform, vfs.clone(), network, Listen::everywhere(), &budget.memory) {
+    let (listen, files) = (Listen::everywhere(), vfs.clone());
+    let exports = match serve_exports(platform, files, network, listen, &budget.memory, config.squash) {
         Ok(exports) => exports,
         Err(why) => {
             error!("kernel", "{why}");
@@ -132,7 +134,7 @@ pub(crate) async fn pool(
         Some(stack) => {
             let files = pool.files();
             let caches = || files.memory().into();
-            drop(serve(platform, files.clone(), stack, budget, stop, caches).await);
+            drop(serve(platform, files.clone(), stack, budget, config, stop, caches).await);
         }
         None => stop.wait().await,
     }

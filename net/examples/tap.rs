@@ -6,7 +6,7 @@
 //! ```
 //! The interface is made if it is missing; give it an address and set it up from outside.
 
-use moraine_appliance::{Listen, Memory, serve_exports};
+use moraine_appliance::{Listen, Memory, Squash, serve_exports};
 use moraine_host::os;
 use moraine_model::Model;
 use moraine_net::{Addressing, Config, Stack, StaticAddress};
@@ -133,6 +133,7 @@ fn main() {
             Rc::new(stack.clone()),
             Listen::everywhere(),
             &Memory::of(512 << 20),
+            Squash::default(),
         );
         let exports = exports.expect("every port of a new stack is free");
         println!("{}", exports.ready_line(platform.clock.now().since(Default::default()), None));

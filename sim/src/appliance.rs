@@ -36,7 +36,7 @@ use crate::world::{World, WorldConfig};
 use calls::Nfs;
 use cells::Cell as Content;
 use client::{Client, SHARED};
-use moraine_appliance::{Listen, Memory, NBD_PORT, NFS_PORT, Stop, serve_exports};
+use moraine_appliance::{Listen, Memory, NBD_PORT, NFS_PORT, Squash, Stop, serve_exports};
 use moraine_fs::Vfs;
 use moraine_fs::vfs::{Caller, CreateMode, NewNode, SetAttr};
 use moraine_platform::sync::{Either, either};
@@ -353,7 +353,8 @@ impl Play<'_> {
                 }
                 let at = |port| Some(SocketAddr::new(SERVER, port));
                 let listen = Listen { nfs: at(NFS_PORT), nbd: at(NBD_PORT), portmap: None };
-                let exports = serve_exports(&platform, fs, network, listen, &Memory::of(0));
+                let exports =
+                    serve_exports(&platform, fs, network, listen, &Memory::of(0), Squash::default());
                 let exports = exports.map_err(|e| e.to_string())?;
                 stop.wait().await;
                 store.unmount(exports.stop().await).await?;

@@ -145,9 +145,10 @@ impl CrashReport {
         self.worlds + self.second_worlds + self.third_worlds
     }
 
-    /// Prints the counts; panics with the failures if there are any.
+    /// Prints and notes the counts; panics with the failures if there are any.
     pub fn expect_clean(&self) {
         println!("{self}");
+        crate::totals::cuts(self);
         assert!(self.failures.is_empty(), "{self}");
     }
 }

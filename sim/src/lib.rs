@@ -10,6 +10,7 @@
 //! | [`disk`] | [`SimDisk`]: volatile cache over an image, faults, power cuts |
 //! | [`crash`] | crash enumeration: every cut of a recorded run, recovered and checked |
 //! | [`explore`] | every state of a small core up to a bound |
+//! | [`totals`] | what tests of worlds counted, for `scripts/test` |
 //! | [`trace`] | the log of device commands: hash, recording, counters |
 //! | [`net`] | streams, listeners and datagrams between simulated hosts |
 //! | [`ops`], [`generate`] | filesystem operations as values, and workloads of them from a seed |
@@ -56,6 +57,7 @@ pub mod random;
 pub mod rot;
 pub mod script;
 pub mod staged;
+pub mod totals;
 pub mod toy;
 pub mod trace;
 pub mod tug;

@@ -6,6 +6,7 @@
 
 use moraine_sim::appliance::{Seen, appliance_world, whole_appliance_world};
 use moraine_sim::harness::Tally;
+use moraine_sim::totals;
 use std::ops::Range;
 
 /// Seeds that found something, each with what it was.
@@ -47,7 +48,8 @@ fn what_each_protocol_called_stable_survives() {
             Err(why) => panic!("moraine-sim --seed {seed} --world appliance: {why}"),
         }
     }
-    println!("{} worlds: {seen:?}", total.worlds);
+    println!("{seen:?}");
+    totals::worlds("appliance", total);
     // What the worlds are for happens in them.
     if std::env::var("SEEDS").is_err() {
         assert!(seen.cuts > 100 && seen.promises > 100_000 && seen.failures > 100, "{seen:?}");

@@ -8,6 +8,7 @@ use moraine_sim::generate::Profile;
 use moraine_sim::harness::{CrashShape, Tally, crash_world};
 use moraine_sim::plug::Moraine;
 use moraine_sim::rot::rot_world;
+use moraine_sim::totals;
 use std::ops::Range;
 
 /// Runs worlds for all `seeds` with the workload each one's number falls on.
@@ -30,7 +31,7 @@ fn seeds(
             Err(why) => panic!("moraine-sim --seed {seed} --world {kind} --workload {}: {why}", profile.name),
         }
     }
-    println!("{kind}: {} worlds, {} steps, {} power cuts", total.worlds, total.steps, total.cuts);
+    totals::worlds(kind, total);
 }
 
 fn faults(fault: Fault, range: Range<u64>) {

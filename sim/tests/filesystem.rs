@@ -6,6 +6,7 @@ use moraine_sim::crowd::{crowd_world, tangle_world};
 use moraine_sim::generate::Profile;
 use moraine_sim::harness::{CrashShape, Tally, crash_world, enumerate_world, lockstep_world};
 use moraine_sim::plug::Moraine;
+use moraine_sim::totals;
 use moraine_sim::tug::tug_world;
 use std::ops::Range;
 
@@ -19,7 +20,7 @@ fn seeds(kind: &str, seeds: Range<u64>, world: impl Fn(&Moraine, u64, &Profile) 
             Err(why) => panic!("moraine-sim --seed {seed} --world {kind} --workload {}: {why}", profile.name),
         }
     }
-    println!("{kind}: {} worlds, {} steps, {} power cuts", total.worlds, total.steps, total.cuts);
+    totals::worlds(kind, total);
 }
 
 #[test]

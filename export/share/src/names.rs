@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn one_holds_a_name_and_others_hold_others() {
+    fn nbd_14_one_holds_a_name_and_others_hold_others() {
         let share = Share::new();
         let held = poll(&mut Box::pin(share.hold_name(DIR, b"a"))).unwrap();
         let mut same = Box::pin(share.hold_name(DIR, b"a"));
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn renames_in_opposite_directions_follow_each_other() {
+    fn nbd_14_renames_in_opposite_directions_follow_each_other() {
         let share = Share::new();
         let (a, b): ((_, &[u8]), (_, &[u8])) = ((DIR, b"a"), (DIR, b"b"));
         let there = poll(&mut Box::pin(share.hold_names(a, b))).unwrap();
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_up_waiting_leaves_no_name_held() {
+    fn nbd_14_who_gives_up_waiting_leaves_no_name_held() {
         let share = Share::new();
         let (a, b): ((_, &[u8]), (_, &[u8])) = ((DIR, b"a"), (DIR, b"b"));
         for held in [a, b] {

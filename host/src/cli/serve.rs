@@ -4,7 +4,7 @@ use super::disks::open_all;
 use super::{Failure, size};
 use crate::os::{self, OpenMode, OsNetwork};
 use clap::Args;
-use moraine_appliance::{Config, Listen, Memory, Stop, choose_routines, open_pool, serve_exports};
+use moraine_appliance::{Config, Listen, Memory, Squash, Stop, choose_routines, open_pool, serve_exports};
 use moraine_fs::Vfs;
 use moraine_model::Model;
 use moraine_platform::{Platform, info};
@@ -36,6 +36,9 @@ pub(super) struct Serve {
     /// Use the checksum routines of this name (scalar, sse4.2, pclmul) instead of the fastest.
     #[arg(long, value_name = "NAME")]
     accel: Option<String>,
+    /// Which NFS clients' users become nobody (65534): none, root, or all.
+    #[arg(long, value_name = "WHOM", value_parser = squash, default_value = "none")]
+    squash: Squash,
     /// For developers of the exports: serve an empty filesystem in memory, without disks; everything is lost at the
     /// end.
     #[arg(long)]
@@ -66,7 +69,8 @@ impl Serve {
     async fn serve<V: Vfs + 'static>(&self, platform: &Platform, vfs: Rc<V>) -> Result<Rc<V>, Failure> {
         let stop = stop_on_signals()?;
         let listen = Listen { nfs: Some(self.nfs), nbd: Some(self.nbd), portmap: self.portmap };
-        let exports = serve_exports(platform, vfs, Rc::new(OsNetwork), listen, &Memory::of(self.budget))?;
+        let memory = Memory::of(self.budget);
+        let exports = serve_exports(platform, vfs, Rc::new(OsNetwork), listen, &memory, self.squash)?;
         let boot = platform.clock.now().since(moraine_platform::Instant(0));
         let mut out = std::io::stdout();
         writeln!(out, "{}", exports.ready_line(boot, Some(std::process::id())))?;
@@ -92,6 +96,10 @@ fn stop_on_signals() -> Result<Stop, Failure> {
         });
     }
     Ok(stop)
+}
+
+fn squash(text: &str) -> Result<Squash, String> {
+    Squash::from_name(text).ok_or_else(|| "wanted none, root or all".to_owned())
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

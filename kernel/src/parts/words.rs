@@ -77,7 +77,7 @@ pub struct Window {
 pub struct Words {
     /// `selftest`, `selftest=canary`, `selftest=disks`, `selftest=memory`, `selftest=` and a [`Mishap`].
     pub mode: Mode,
-    /// `copy=auto|words|string`: how memory is copied; None is automatic.
+    /// `copy=auto|words|string`: how memory is copied; None is automatic (docs/boot.md).
     pub copy_by_string: Option<bool>,
     /// `virtio_mmio.device=…`, each.
     pub windows: Vec<Window>,

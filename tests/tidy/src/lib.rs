@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `tree` | which files there are |
 //! | `imports` | which crate may import which |
-//! | `docs` | that files which documents name are there |
+//! | `docs` | that files which documents name are there, and tests of the traps they list |
 //! | `text` | what may stand in a file: headers, length, `unsafe`, words, paths |
 //!
 //! Each rule returns the places that break it; `tests/tidy.rs` asserts that there are none, and the rules' own unit

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const SKIPPED: &[&str] = &["target", ".git"];
 
 /// One file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Source {
     /// Path below the workspace, with `/`.
     pub path: String,

@@ -66,3 +66,8 @@ fn no_file_names_a_path_of_one_machine() {
 fn documents_name_files_that_exist() {
     none(docs::missing_files(&tree::root(), &tree::sources()));
 }
+
+#[test]
+fn documents_list_the_tests_of_each_trap() {
+    none(docs::untested_traps(&tree::sources()));
+}

@@ -3,7 +3,7 @@
 use super::PIECE;
 use super::connection::{Changing, Session};
 use super::link::Turn;
-use crate::session::{Answer, Durability, Extents, Provision, Range, Status, Work, answer};
+use crate::session::{Answer, Asked, Durability, Extents, Provision, Range, Status, Work, answer};
 use crate::wire::*;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -49,7 +49,7 @@ impl<V: Vfs + 'static> Session<V> {
                 self.answer(cookie, result).await;
             }
             Work::Flush => {
-                let result = self.held("flush", async || self.flush().await).await;
+                let result = self.held(Asked::Flush, async || self.flush().await).await;
                 self.answer(cookie, result).await;
             }
             Work::Cache(range) => {
@@ -157,9 +157,9 @@ impl<V: Vfs + 'static> Session<V> {
         }
         let (caller, len) = (Caller::root(), range.len as u32);
         let read = async || self.vfs.read(&caller, self.object(), range.offset, len).await;
-        let data = self.held("read", read).await?;
+        let data = self.held(Asked::Read, read).await?;
         if data.len() as u64 != range.len {
-            return Err(self.failed("read", "the volume is shorter than it was"));
+            return Err(self.failed(Asked::Read, "the volume is shorter than it was"));
         }
         Ok(data.parts)
     }
@@ -172,11 +172,13 @@ impl<V: Vfs + 'static> Session<V> {
         match provision {
             Provision::MayBeHole => {
                 let punch = async || self.vfs.punch(&caller, self.object(), range.offset, range.len).await;
-                let change = self.held("punch", punch).await?;
+                let change = self.held(Asked::Punch, punch).await?;
                 self.volume.changed(change.seq);
                 match durability {
                     Durability::Later => Ok(()),
-                    Durability::Now => self.held("punch", async || self.vfs.durable(change.seq).await).await,
+                    Durability::Now => {
+                        self.held(Asked::Punch, async || self.vfs.durable(change.seq).await).await
+                    }
                 }
             }
             Provision::Keep => {
@@ -199,7 +201,7 @@ impl<V: Vfs + 'static> Session<V> {
     /// Makes a range that was written durable.
     pub(super) async fn commit(&self, range: Range) -> Result<(), Errno> {
         let commit = async || self.vfs.commit(self.object(), range.offset, range.len).await;
-        self.held("commit", commit).await.map(|_| ())
+        self.held(Asked::Commit, commit).await.map(|_| ())
     }
 
     async fn cache(&self, range: Range) -> Result<(), Errno> {
@@ -216,10 +218,10 @@ impl<V: Vfs + 'static> Session<V> {
         for _ in 0..STATUS_CALLS_MAX {
             let Some(part) = status.wants() else { break };
             let segments = async || self.vfs.segments(self.object(), part.offset, part.len).await;
-            match self.held("segments", segments).await {
+            match self.held(Asked::Segments, segments).await {
                 Ok(segments) if status.take(&segments) => {}
                 Ok(_) => {
-                    let error = self.failed("segments", "they do not cover the volume");
+                    let error = self.failed(Asked::Segments, "they do not cover the volume");
                     return self.answer_error(cookie, error, true).await;
                 }
                 Err(error) => return self.answer_error(cookie, error, true).await,
@@ -231,14 +233,14 @@ impl<V: Vfs + 'static> Session<V> {
 
     /// Makes a call until it is neither in conflict nor short of memory, and translates its error. Only for calls that
     /// may be repeated.
-    async fn held<T>(&self, what: &str, call: impl AsyncFn() -> FsResult<T>) -> Result<T, Errno> {
+    async fn held<T>(&self, asked: Asked, call: impl AsyncFn() -> FsResult<T>) -> Result<T, Errno> {
         loop {
             let error = match call().await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            match answer(error) {
-                Answer::Error(_) => return Err(self.final_error(what, error)),
+            match answer(asked, error) {
+                Answer::Error(_) => return Err(self.final_error(asked, error)),
                 Answer::Hold if self.peer.link.is_lost() => return Err(Errno::Io),
                 Answer::Hold => {
                     if error == FsError::NoMemory {
@@ -251,20 +253,20 @@ impl<V: Vfs + 'static> Session<V> {
     }
 
     /// The answer to a call that is not made again.
-    pub(super) fn final_error(&self, what: &str, error: FsError) -> Errno {
-        match answer(error) {
-            Answer::Error(Errno::Io) | Answer::Hold => self.failed(what, error),
+    pub(super) fn final_error(&self, asked: Asked, error: FsError) -> Errno {
+        match answer(asked, error) {
+            Answer::Error(Errno::Io) | Answer::Hold => self.failed(asked, error),
             Answer::Error(errno) => {
-                debug!("nbd", "{}: {what}: {error}", self.peer.link.peer());
+                debug!("nbd", "{}: {asked}: {error}", self.peer.link.peer());
                 errno
             }
         }
     }
 
     /// Something failed that is no client's fault.
-    pub(super) fn failed(&self, what: &str, why: impl core::fmt::Display) -> Errno {
+    pub(super) fn failed(&self, asked: Asked, why: impl core::fmt::Display) -> Errno {
         if self.peer.may_log() {
-            warn!("nbd", "{}: {what}: {why}", self.peer.link.peer());
+            warn!("nbd", "{}: {asked}: {why}", self.peer.link.peer());
         }
         Errno::Io
     }

@@ -4,7 +4,7 @@
 use super::PIECE;
 use super::connection::{Changing, Session};
 use super::link::Lost;
-use crate::session::{Durability, Range};
+use crate::session::{Asked, Durability, Range};
 use crate::wire::{Cookie, Errno, Request};
 use alloc::rc::Rc;
 use core::cell::Cell;
@@ -112,8 +112,8 @@ impl<V: Vfs + 'static> Session<V> {
         let written = self.vfs.write(&Caller::root(), self.object(), offset, data, stability).await;
         match written {
             Ok(change) if change.value.count as usize == len => Ok(()),
-            Ok(_) => Err(self.failed("write", "fewer bytes were taken than given")),
-            Err(error) => Err(self.final_error("write", error)),
+            Ok(_) => Err(self.failed(Asked::Write, "fewer bytes were taken than given")),
+            Err(error) => Err(self.final_error(Asked::Write, error)),
         }
     }
 

@@ -2,6 +2,7 @@
 //! its answer here.
 
 use crate::wire::{Errno, OptionReply};
+use core::fmt;
 use moraine_fs::FsError;
 
 /// What becomes of a request whose filesystem call failed.
@@ -13,10 +14,55 @@ pub(crate) enum Answer {
     Hold,
 }
 
-/// The answer to a request in the transmission phase.
-pub(crate) fn answer(error: FsError) -> Answer {
+/// What a request asks of the filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Content.
+    Read,
+    /// What is data and what is hole.
+    Segments,
+    /// To take content.
+    Write,
+    /// To forget content.
+    Punch,
+    /// To make a range durable.
+    Commit,
+    /// To make everything durable.
+    Flush,
+}
+
+impl Asked {
+    /// Every kind of call.
+    #[cfg(test)]
+    const ALL: [Asked; 6] =
+        [Asked::Read, Asked::Segments, Asked::Write, Asked::Punch, Asked::Commit, Asked::Flush];
+
+    /// Whether it changes nothing.
+    fn reads(self) -> bool {
+        matches!(self, Asked::Read | Asked::Segments)
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Asked::Read => "read",
+            Asked::Segments => "segments",
+            Asked::Write => "write",
+            Asked::Punch => "punch",
+            Asked::Commit => "commit",
+            Asked::Flush => "flush",
+        })
+    }
+}
+
+/// The answer to a request in the transmission phase that asked so. That there is no space, or that a change is not
+/// permitted, is never told to who changes nothing.
+pub(crate) fn answer(asked: Asked, error: FsError) -> Answer {
     use FsError as E;
     Answer::Error(match error {
+        E::TooBig if asked.reads() => Errno::Inval,
+        E::NotPermitted | E::AccessDenied | E::ReadOnly | E::NoSpace | E::Quota if asked.reads() => Errno::Io,
         E::NotPermitted | E::AccessDenied | E::ReadOnly => Errno::Perm,
         E::NoSpace | E::Quota => Errno::NoSpace,
         // Requests are held against the volume's end before; what is too big all the same has no place.
@@ -102,12 +148,25 @@ mod tests {
             (FsError::ShuttingDown, Answer::Error(Errno::Shutdown)),
         ];
         for (error, wanted) in rows {
-            assert_eq!(answer(error), wanted, "{error:?}");
+            assert_eq!(answer(Asked::Write, error), wanted, "{error:?}");
         }
-        // ENOTSUP would tell a client that zeroing is slow; it is never the answer to a filesystem's error.
-        for &error in FsError::ALL {
-            assert_ne!(answer(error), Answer::Error(Errno::NotSupported), "{error:?}");
+    }
+
+    #[test]
+    fn nbd_12_every_error_has_an_answer_that_the_specification_has_for_what_was_asked() {
+        // EOVERFLOW is for a READ that must not be cut, ENOTSUP for zeroes that would not be fast: both are decided before.
+        let of_changes = [Errno::Perm, Errno::Io, Errno::Inval, Errno::NoSpace, Errno::Shutdown];
+        let of_reading = [Errno::Io, Errno::Inval, Errno::Shutdown];
+        for asked in Asked::ALL {
+            let allowed = if asked.reads() { &of_reading[..] } else { &of_changes };
+            for &error in FsError::ALL {
+                match answer(asked, error) {
+                    Answer::Error(errno) => assert!(allowed.contains(&errno), "{asked} {error:?}: {errno:?}"),
+                    Answer::Hold => assert!(matches!(error, FsError::Busy | FsError::NoMemory), "{error:?}"),
+                }
+            }
         }
+        assert_eq!(answer(Asked::Read, FsError::TooBig), Answer::Error(Errno::Inval));
     }
 
     #[test]

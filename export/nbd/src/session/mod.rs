@@ -15,7 +15,7 @@ mod pieces;
 mod status;
 mod transmission;
 
-pub(crate) use errors::{Answer, answer, option_error};
+pub(crate) use errors::{Answer, Asked, answer, option_error};
 pub(crate) use handshake::{Ask, Found, Handshake, Next};
 pub(crate) use pieces::Range;
 pub(crate) use status::Status;

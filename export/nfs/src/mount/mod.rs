@@ -6,6 +6,7 @@
 
 use crate::handle::Handles;
 use crate::rpc::{AUTH_SYS, AcceptStat};
+use crate::v3::procedures::Hold;
 use crate::xdr::{Decoder, Encoder};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -69,6 +70,21 @@ pub fn mount_status(error: FsError) -> MountStatus {
     }
 }
 
+/// Why a call has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It is refused.
+    Refused(AcceptStat),
+    /// It is not answered, or not yet.
+    Hold(Hold),
+}
+
+impl From<AcceptStat> for Failure {
+    fn from(stat: AcceptStat) -> Failure {
+        Failure::Refused(stat)
+    }
+}
+
 /// The list of mounts: who mounted what. It lives in memory and means nothing to NFS itself.
 #[derive(Default)]
 pub struct Mounts {
@@ -86,7 +102,7 @@ impl Mounts {
     }
 }
 
-/// Runs one procedure for `client`.
+/// Runs one procedure for `client`. That there is no memory, or soon no server, is not told but waited out.
 pub async fn call<V: Vfs>(
     procedure: u32,
     args: &[u8],
@@ -95,7 +111,7 @@ pub async fn call<V: Vfs>(
     handles: &Handles,
     mounts: &Mounts,
     out: &mut Encoder,
-) -> Result<(), AcceptStat> {
+) -> Result<(), Failure> {
     let path = || Decoder::new(args).opaque(PATH_MAX).map_err(|_| AcceptStat::GarbageArgs);
     match procedure {
         NULL => {}
@@ -107,6 +123,8 @@ pub async fn call<V: Vfs>(
                     out.u32(MountStatus::Ok as u32).opaque(&handles.encode(object));
                     out.u32(1).u32(AUTH_SYS);
                 }
+                Err(FsError::NoMemory) => return Err(Failure::Hold(Hold::Later)),
+                Err(FsError::ShuttingDown) => return Err(Failure::Hold(Hold::Close)),
                 Err(error) => {
                     out.u32(mount_status(error) as u32);
                 }
@@ -126,7 +144,7 @@ pub async fn call<V: Vfs>(
         EXPORT => {
             out.bool(true).opaque(b"/").bool(false).bool(false);
         }
-        _ => return Err(AcceptStat::ProcedureUnavailable),
+        _ => return Err(AcceptStat::ProcedureUnavailable.into()),
     }
     Ok(())
 }

@@ -68,6 +68,18 @@ pub enum Squash {
     Everybody,
 }
 
+impl Squash {
+    /// As people write it: `none`, `root` or `all`.
+    pub fn from_name(name: &str) -> Option<Squash> {
+        match name {
+            "none" => Some(Squash::Nobody),
+            "root" => Some(Squash::Root),
+            "all" => Some(Squash::Everybody),
+            _ => None,
+        }
+    }
+}
+
 /// How credentials become callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identities {

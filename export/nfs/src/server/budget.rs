@@ -5,6 +5,10 @@
 //! something to go on with: while nothing else of it is in work it need not wait for others, and what does not fit its piece
 //! is read or written short, which its client makes up for.
 //!
+//! A connection that ended leaves its calls in work behind, and they keep what they hold until they end. So calls and pieces
+//! of connections' own are counted over all connections that ever were: there are as many as connections may be open, and
+//! who opens one after another while the disk stands still gets no more of them.
+//!
 //! The other half is granted from three purses, always in the same order: the connection's, its client's (half of what is
 //! shared, so that one client can never starve the rest of it, however many connections it opens), and the server's.
 
@@ -14,7 +18,7 @@ use core::cell::{Cell, RefCell};
 use core::net::IpAddr;
 use hashbrown::HashMap;
 use moraine_platform::BLOCK_SIZE;
-use moraine_platform::memory::{Meter, Usage};
+use moraine_platform::memory::Usage;
 use moraine_platform::sync::{Either, Event, Permit, Semaphore, either};
 
 /// The server's purses.
@@ -24,9 +28,10 @@ pub(super) struct Budget {
     shared_max: u64,
     /// What each connection has for itself.
     piece: u64,
-    pieces_max: u64,
-    /// What is granted of pieces.
-    pieces: Rc<Meter>,
+    /// The pieces of all connections, in bytes.
+    pieces: Rc<Semaphore>,
+    /// The calls of all connections that nobody else can take.
+    reserved_calls: Rc<Semaphore>,
     clients: RefCell<HashMap<IpAddr, Weak<Semaphore>>>,
 }
 
@@ -37,16 +42,17 @@ pub(super) struct Purses {
     client_payload: Rc<Semaphore>,
     all_calls: Rc<Semaphore>,
     all_payload: Rc<Semaphore>,
-    /// The call that nobody else can take.
+    /// The call that nobody else can take, and those of all connections.
     reserved_call: Rc<Semaphore>,
+    reserved_calls: Rc<Semaphore>,
     reserve: Rc<Reserve>,
 }
 
 /// The piece that nobody else can take.
 struct Reserve {
     bytes: u64,
-    /// What is granted of all connections' pieces.
-    pieces: Rc<Meter>,
+    /// Those of all connections.
+    pieces: Rc<Semaphore>,
     /// Grants that this connection holds, of whatever kind.
     held: Cell<u64>,
     /// It holds none.
@@ -56,7 +62,8 @@ struct Reserve {
 /// The right to have one call in work, from its first byte until its reply was sent.
 pub(super) struct Slot {
     _own: Permit,
-    all: Option<Permit>,
+    /// Of all calls, or the connection's own and one of all connections'. Nothing before it may run.
+    _admitted: [Option<Permit>; 2],
 }
 
 /// The right to hold bytes of file data.
@@ -64,8 +71,8 @@ pub(super) struct Grant {
     bytes: u64,
     reserve: Rc<Reserve>,
     _own: Permit,
-    /// Nothing if it is the connection's piece.
-    shared: Option<[Permit; 2]>,
+    /// The client's and the server's, or the connection's piece.
+    _granted: [Option<Permit>; 2],
 }
 
 impl Grant {
@@ -77,9 +84,6 @@ impl Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        if self.shared.is_none() {
-            self.reserve.pieces.sub(self.bytes as usize);
-        }
         self.reserve.held.set(self.reserve.held.get() - 1);
         if self.reserve.held.get() == 0 {
             self.reserve.alone.notify();
@@ -91,15 +95,14 @@ impl Budget {
     pub(super) fn new(payload_max: u64, connections_max: usize) -> Budget {
         let half = Config::payload(payload_max) / 2;
         let block = BLOCK_SIZE as u64;
-        let piece =
-            (half / connections_max.max(1) as u64 / block * block).clamp(PIECE_MIN, CONNECTION_PAYLOAD_MAX);
+        let piece = (half / connections_max as u64 / block * block).clamp(PIECE_MIN, CONNECTION_PAYLOAD_MAX);
         Budget {
             calls: Semaphore::new(CALLS_MAX),
             payload: Semaphore::new(half),
             shared_max: half,
             piece,
-            pieces_max: piece * connections_max as u64,
-            pieces: Rc::default(),
+            pieces: Semaphore::new(piece * connections_max as u64),
+            reserved_calls: Semaphore::new(connections_max as u64),
             clients: RefCell::default(),
         }
     }
@@ -124,6 +127,7 @@ impl Budget {
             all_calls: self.calls.clone(),
             all_payload: self.payload.clone(),
             reserved_call: Semaphore::new(1),
+            reserved_calls: self.reserved_calls.clone(),
             reserve: Rc::new(Reserve {
                 bytes: self.piece,
                 pieces: self.pieces.clone(),
@@ -136,11 +140,12 @@ impl Budget {
     /// What file data takes of memory.
     pub(super) fn usage(&self) -> Usage {
         let shared = self.payload.usage("nfs");
-        let pieces = self.pieces.usage("nfs", self.pieces_max);
+        let pieces = self.pieces.usage("nfs");
         Usage {
             limit: shared.limit + pieces.limit,
             used: shared.used + pieces.used,
             peak: shared.peak + pieces.peak,
+            refused: shared.refused + pieces.refused,
             ..shared
         }
     }
@@ -154,15 +159,19 @@ impl Budget {
 impl Purses {
     /// Waits until this connection may receive another call.
     pub(super) async fn slot(&self) -> Slot {
-        Slot { _own: self.own_calls.take(1).await, all: None }
+        Slot { _own: self.own_calls.take(1).await, _admitted: [None, None] }
     }
 
     /// Waits until the call received with `slot` may run.
     pub(super) async fn admit(&self, slot: &mut Slot) {
-        let permit = match either(self.all_calls.take(1), self.reserved_call.take(1)).await {
-            Either::First(permit) | Either::Second(permit) => permit,
+        let reserved = async {
+            let own = self.reserved_call.take(1).await;
+            [own, at_once(&self.reserved_calls, 1).await]
         };
-        slot.all = Some(permit);
+        slot._admitted = match either(self.all_calls.take(1), reserved).await {
+            Either::First(permit) => [Some(permit), None],
+            Either::Second(permits) => permits.map(Some),
+        };
     }
 
     /// Waits until file data may be held: `bytes` of it, or as much of that as the connection's own piece if the
@@ -175,22 +184,29 @@ impl Purses {
             [client, self.all_payload.take(bytes).await]
         };
         let reserve = &self.reserve;
-        let alone = reserve.alone.until(|| (reserve.held.get() == 0).then_some(()));
-        let (bytes, shared) = match either(shared, alone).await {
-            Either::First(permits) => (bytes, Some(permits)),
-            Either::Second(()) => {
-                let bytes = bytes.min(reserve.bytes);
-                reserve.pieces.add(bytes as usize);
-                (bytes, None)
-            }
+        let piece = async {
+            reserve.alone.until(|| (reserve.held.get() == 0).then_some(())).await;
+            at_once(&reserve.pieces, bytes.min(reserve.bytes)).await
+        };
+        let (bytes, granted) = match either(shared, piece).await {
+            Either::First(permits) => (bytes, permits.map(Some)),
+            Either::Second(permit) => (permit.count(), [Some(permit), None]),
         };
         reserve.held.set(reserve.held.get() + 1);
-        Grant { bytes, reserve: reserve.clone(), _own: own, shared }
+        Grant { bytes, reserve: reserve.clone(), _own: own, _granted: granted }
     }
 
     /// Whether no call of this connection is in work.
     pub(super) fn idle(&self) -> bool {
         self.own_calls.free() == CONNECTION_CALLS_MAX
+    }
+}
+
+/// Units of what only connections that have ended can use up: free but for that.
+async fn at_once(pool: &Rc<Semaphore>, count: u64) -> Permit {
+    match pool.try_take(count) {
+        Some(permit) => permit,
+        None => pool.take(count).await,
     }
 }
 

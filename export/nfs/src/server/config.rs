@@ -14,6 +14,9 @@ pub(super) const CALL_MAX: usize = 8 * 1024;
 pub(super) const CONNECTION_CALLS_MAX: u64 = 64;
 /// Connections open at once, unless told otherwise.
 const CONNECTIONS_MAX: usize = 256;
+/// The most connections that can be asked for. Each has a call of its own, and every call in work must have its place in the
+/// duplicate request cache.
+const CONNECTIONS_LIMIT: usize = 512;
 /// Calls in work at once over all connections, beside one for each.
 pub(super) const CALLS_MAX: u64 = 1024;
 /// File data that one connection may have in work, in bytes.
@@ -39,7 +42,7 @@ pub(super) const MEMORY_PAUSE: Duration = Duration::from_millis(5);
 pub(super) const MEMORY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 const _: () = assert!(
-    CALLS_MAX + (CONNECTIONS_MAX as u64) < crate::drc::ENTRIES_MAX as u64,
+    CALLS_MAX + (CONNECTIONS_LIMIT as u64) < crate::drc::ENTRIES_MAX as u64,
     "running calls always fit the cache"
 );
 const _: () =
@@ -56,7 +59,7 @@ pub struct Config {
     pub transfer: Transfer,
     /// File data in work at once over all connections, in bytes; raised to 8 MiB if less.
     pub payload_max: u64,
-    /// Connections open at once.
+    /// Connections open at once; at least 1 and at most 512, whatever it says.
     pub connections_max: usize,
 }
 
@@ -70,6 +73,11 @@ impl Config {
             payload_max,
             connections_max: CONNECTIONS_MAX,
         }
+    }
+
+    /// Connections open at once, within what can be served.
+    pub(super) fn connections(&self) -> usize {
+        self.connections_max.clamp(1, CONNECTIONS_LIMIT)
     }
 
     pub(super) fn payload(bytes: u64) -> u64 {

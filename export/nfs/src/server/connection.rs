@@ -20,7 +20,7 @@ use core::net::IpAddr;
 use core::pin::pin;
 use core::task::Poll;
 use moraine_fs::vfs::{Vfs, WriteData};
-use moraine_platform::sync::Event;
+use moraine_platform::sync::{Either, Event, either};
 use moraine_platform::{BLOCK_SIZE, Buf, Instant, LocalFuture, NetError, Stream};
 
 /// A connection, as both its tasks and the server see it.
@@ -149,6 +149,21 @@ impl Connection {
         received.ok().and(arrived)
     }
 
+    /// What `waiting` comes to, unless the connection dies first: what has not begun dies with it.
+    async fn unless_dead<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
+        let dead = async {
+            let mut ticket = self.interrupted.ticket();
+            while self.state.get() != State::Dead {
+                self.interrupted.after(ticket).await;
+                ticket = self.interrupted.ticket();
+            }
+        };
+        match either(waiting, dead).await {
+            Either::First(value) => Some(value),
+            Either::Second(()) => None,
+        }
+    }
+
     /// Copies replies into `room` as far as it goes.
     fn fill(&self, room: &mut [u8]) -> usize {
         let mut outbox = self.outbox.borrow_mut();
@@ -180,7 +195,8 @@ pub(super) async fn receive<V: Vfs + 'static>(server: Rc<Inner<V>>, connection: 
                 break;
             }
             Plan::Answer(reply) => connection.push(reply, slot, None),
-            Plan::Run(job) => start(&server, &connection, job, slot, grant).await,
+            // A call that has to wait and whose connection dies meanwhile never begins.
+            Plan::Run(job) => start(&server, &connection, job, slot, grant).await.unwrap_or(()),
         }
     }
     connection.receiving_since.set(None);
@@ -193,7 +209,7 @@ async fn next_call<V: Vfs + 'static>(
     connection: &Rc<Connection>,
     intake: &mut Intake,
 ) -> Option<(Incoming, Slot, Option<Grant>)> {
-    let slot = connection.purses.slot().await;
+    let slot = connection.unless_dead(connection.purses.slot()).await?;
     let mut grant = None;
     let mut arrived = connection.receive_some(intake).await?;
     loop {
@@ -209,11 +225,11 @@ async fn next_call<V: Vfs + 'static>(
                 connection.receiving_since.set(None);
                 let skip = (offset % BLOCK_SIZE as u64) as usize;
                 let memory = (skip + len as usize).next_multiple_of(BLOCK_SIZE);
-                let granted = connection.purses.grant(memory as u64).await;
+                let granted = connection.unless_dead(connection.purses.grant(memory as u64)).await?;
                 // With less than it asked for the call writes less than it asked for.
                 let len = (len as usize).min(granted.bytes() as usize - skip);
                 grant = Some(granted);
-                intake.supply(buffer(server, skip, len).await);
+                intake.supply(connection.unless_dead(buffer(server, skip, len)).await?);
                 // A record that ends here, without its data, is complete already.
                 arrived = intake.feed(&[]).map(|(_, arrived)| arrived);
             }
@@ -243,17 +259,17 @@ async fn buffer<V: Vfs>(server: &Rc<Inner<V>>, skip: usize, len: usize) -> Write
     }
 }
 
-/// Runs a call beside the others, unless it ran before or runs already.
+/// Runs a call beside the others, unless it ran before or runs already. `None` if the connection died before it began.
 async fn start<V: Vfs + 'static>(
     server: &Rc<Inner<V>>,
     connection: &Rc<Connection>,
     mut job: Job,
     mut slot: Slot,
     mut grant: Option<Grant>,
-) {
-    connection.purses.admit(&mut slot).await;
+) -> Option<()> {
+    connection.unless_dead(connection.purses.admit(&mut slot)).await?;
     if job.reply_payload > 0 {
-        let granted = connection.purses.grant(job.reply_payload).await;
+        let granted = connection.unless_dead(connection.purses.grant(job.reply_payload)).await?;
         job.reply_payload = granted.bytes();
         grant = Some(granted);
     }
@@ -268,13 +284,19 @@ async fn start<V: Vfs + 'static>(
                 server.counters.borrow_mut().joined += 1;
                 drop(slot);
                 // It may have waited for nothing but this call before it ends.
-                return before.changed.notify();
+                before.changed.notify();
+                return Some(());
             }
             Arrival::Replay(reply, ReplyTo { connection, slot }) => {
                 server.counters.borrow_mut().replayed += 1;
-                return connection.push(Reply::from_message(&reply), slot, None);
+                connection.push(Reply::from_message(&reply), slot, None);
+                return Some(());
             }
-            Arrival::Full(_) => unreachable!("fewer calls run at once than the cache has entries"),
+            Arrival::Full(ReplyTo { connection, .. }) => {
+                // Fewer calls run at once than the cache has entries. If not, its client asks again on another connection.
+                connection.abort();
+                return None;
+            }
         }
     } else {
         direct = Some(reply_to);
@@ -285,6 +307,7 @@ async fn start<V: Vfs + 'static>(
     if !ended {
         server.platform.spawn.spawn("nfs call", task);
     }
+    Some(())
 }
 
 /// Runs a call and hands its reply over.

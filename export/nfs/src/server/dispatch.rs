@@ -38,6 +38,7 @@ pub(super) enum Plan {
 pub(super) struct Job {
     xid: u32,
     client: IpAddr,
+    transport: Transport,
     target: Target,
     head: Vec<u8>,
     args_at: usize,
@@ -81,7 +82,7 @@ impl<V: Vfs + 'static> Inner<V> {
             Ok((target, replay, reply_payload)) => {
                 let args_at = incoming.head.len() - call.args.len();
                 let Incoming { head, data, .. } = incoming;
-                Plan::Run(Job { xid, client, target, head, args_at, data, replay, reply_payload })
+                Plan::Run(Job { xid, client, transport, target, head, args_at, data, replay, reply_payload })
             }
             Err(stat) => {
                 self.counters.borrow_mut().refused += 1;
@@ -152,8 +153,7 @@ impl<V: Vfs + 'static> Inner<V> {
             }
             Target::Mount(procedure) => {
                 self.counters.borrow_mut().other_calls += 1;
-                let (vfs, handles) = (self.nfs.vfs(), self.nfs.handles());
-                mount::call(*procedure, args, job.client, vfs, handles, &self.mounts, &mut out).await
+                return self.run_mount(&job, *procedure, out).await;
             }
             Target::Nfs(procedure, caller) => {
                 self.counters.borrow_mut().calls[*procedure as usize] += 1;
@@ -169,6 +169,29 @@ impl<V: Vfs + 'static> Inner<V> {
                 encode_accept(job.xid, stat)
             }
         })
+    }
+
+    /// Runs a procedure of MOUNT, again and again while the filesystem has no memory for it. One that came as a datagram
+    /// would hold up those behind it, and is sent again.
+    async fn run_mount(&self, job: &Job, procedure: u32, mut out: crate::xdr::Encoder) -> Outcome {
+        let (args, vfs, handles) = (&job.head[job.args_at..], self.nfs.vfs(), self.nfs.handles());
+        let mut pause = MEMORY_PAUSE;
+        loop {
+            match mount::call(procedure, args, job.client, vfs, handles, &self.mounts, &mut out).await {
+                Ok(()) => return Outcome::Reply(Reply::new(out)),
+                Err(mount::Failure::Refused(stat)) => {
+                    self.counters.borrow_mut().refused += 1;
+                    return Outcome::Reply(encode_accept(job.xid, stat));
+                }
+                Err(mount::Failure::Hold(Hold::Later)) if job.transport == Transport::Stream => {
+                    vfs.memory_is_short();
+                    self.platform.clock.sleep(pause).await;
+                    pause = (pause * 2).min(MEMORY_PAUSE_MAX);
+                    out = begin_success(job.xid, RESULT_CAPACITY);
+                }
+                Err(mount::Failure::Hold(_)) => return Outcome::Close,
+            }
+        }
     }
 
     /// Runs an NFS procedure, again and again while the filesystem has no memory for it.

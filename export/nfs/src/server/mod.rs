@@ -106,7 +106,7 @@ impl<V: Vfs + 'static> Server<V> {
             platform: platform.clone(),
             nfs: Nfs::new(vfs, share, config.transfer),
             mounts: Mounts::default(),
-            budget: Budget::new(config.payload_max, config.connections_max),
+            budget: Budget::new(config.payload_max, config.connections()),
             config,
             replies: RefCell::default(),
             fingerprint: drc::Fingerprint::new(key),
@@ -145,7 +145,7 @@ impl<V: Vfs + 'static> Server<V> {
             return stream.abort();
         }
         let now = inner.platform.clock.now();
-        if inner.connections.borrow().len() >= inner.config.connections_max {
+        if inner.connections.borrow().len() >= inner.config.connections() {
             inner.evict();
         }
         let connection = Connection::new(stream, &inner.budget, now);

@@ -1,6 +1,6 @@
 //! Many calls at once, slow and silent peers, bounds on what they can make the server hold, and its end.
 
-use crate::support::client::{accepted, record};
+use crate::support::client::{accepted, no_sattr, record};
 use crate::support::{Client, Limits, World};
 use moraine_fs::FsError;
 use moraine_nfs::v3::wire::Procedure;
@@ -43,7 +43,7 @@ fn replies_leave_in_the_order_the_calls_complete() {
 }
 
 #[test]
-fn the_same_session_gives_the_same_replies_through_pieces_of_every_size() {
+fn r_01_the_same_session_gives_the_same_replies_through_pieces_of_every_size() {
     let session = |piece: usize, buffer: usize| {
         let world = World::new();
         let client = world.client_from("10.0.0.1:900", Limits { buffer, piece });
@@ -220,6 +220,56 @@ fn the_connection_longest_without_a_call_makes_room_for_a_new_one() {
 }
 
 #[test]
+fn any_number_of_connections_one_after_another_leaves_a_bounded_number_of_calls_in_work() {
+    // More than the duplicate request cache has entries, and twice as many as calls may be in work.
+    const CONNECTIONS: usize = 2500;
+    const CALLS_MAX: usize = 1024;
+    for connections_max in [0, 1, 2] {
+        let world = World::with(|config| config.connections_max = connections_max);
+        let setup = world.client();
+        let (root, file) = world.run(async move {
+            let root = setup.root().await;
+            let file = setup.create(&root, b"file").await.unwrap();
+            (root, file)
+        });
+        world.fs.calls();
+        world.fs.hold("create");
+        world.fs.hold("write");
+        for n in 0..CONNECTIONS {
+            let client = world.client();
+            let call = if n % 2 == 0 {
+                client.nfs(Procedure::Create, |e| {
+                    e.opaque(&root).opaque(format!("f{n}").as_bytes()).u32(0);
+                    no_sattr(e);
+                })
+            } else {
+                client.nfs(Procedure::Write, |e| {
+                    e.opaque(&file).u64(n as u64).u32(1).u32(0).opaque(b"x");
+                })
+            };
+            world.run(async move { client.send(&record(&call)).await });
+            world.settle();
+        }
+        let open = connections_max.max(1);
+        assert_eq!(world.server.connections(), open);
+        let calls = world.fs.count("create") + world.fs.count("write");
+        assert_eq!(calls, CALLS_MAX + open, "calls in work, of connections that are gone");
+        let memory = world.server.memory();
+        assert!(memory.used <= memory.limit, "{memory:?}");
+        // Those calls, two tasks of each open connection, and the one that looks after them.
+        assert!(world.tasks() <= calls + 2 * open + 1, "{} tasks", world.tasks());
+        world.fs.release("create");
+        world.fs.release("write");
+        let client = world.client();
+        world.run(async move {
+            assert!(client.getattr(&root).await.is_ok());
+            client.write(&file, 0, &[7; 1 << 20], 2).await.0.unwrap();
+        });
+        assert_eq!(world.server.connections(), open);
+    }
+}
+
+#[test]
 fn a_client_that_closes_its_half_gets_every_answer_first() {
     let world = World::new();
     let client = world.client();
@@ -308,6 +358,10 @@ fn no_memory_is_waited_out_and_never_told() {
     let world = World::new();
     let (client, fs) = (world.client(), world.fs.clone());
     world.run(async move {
+        for _ in 0..12 {
+            fs.fail("lookup", FsError::NoMemory, 1);
+        }
+        assert!(client.mount(b"/volumes").await.is_ok());
         let root = client.root().await;
         for _ in 0..12 {
             fs.fail("lookup", FsError::NoMemory, 1);

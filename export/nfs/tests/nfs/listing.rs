@@ -24,7 +24,7 @@ struct Listed {
     names_len: usize,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Kind {
     Plain { count: u32 },
     Plus { dircount: u32, maxcount: u32 },
@@ -93,16 +93,37 @@ fn names(entries: &[Entry]) -> BTreeSet<Vec<u8>> {
 
 #[test]
 fn v3_07_cookies_last_while_entries_come_and_go() {
+    /// Names, so many that every listing takes several calls.
+    const NAMES: usize = 5000;
     let world = World::new();
-    let client = world.client();
+    let (client, server) = (world.client(), world.server.clone());
     world.run(async move {
         let root = client.root().await;
         let (dir, ..) = client.mkdir(&root, b"d").await.unwrap();
-        for i in 0..300 {
+        for i in 0..NAMES {
             client.create(&dir, format!("old{i}").as_bytes()).await.unwrap();
         }
         let whole = list_all(&client, &dir, Kind::Plain { count: 8192 }).await.unwrap();
-        assert_eq!(whole.len(), 302);
+        assert_eq!(whole.len(), NAMES + 2);
+        // However much is asked for at once, in few calls or in many, it is the same listing.
+        for (kind, least, most) in [
+            (Kind::Plain { count: 256 }, NAMES / 5, NAMES),
+            (Kind::Plain { count: 4096 }, NAMES / 150, NAMES / 50),
+            (Kind::Plain { count: u32::MAX }, 2, NAMES / 1000),
+            (Kind::Plus { dircount: 256, maxcount: 4096 }, NAMES / 10, NAMES / 4),
+            (Kind::Plus { dircount: 8192, maxcount: 65536 }, NAMES / 350, NAMES / 150),
+        ] {
+            let calls = || {
+                let calls = server.counters().calls;
+                calls[Procedure::ReadDir as usize] + calls[Procedure::ReadDirPlus as usize]
+            };
+            let before = calls();
+            let listed = list_all(&client, &dir, kind).await.unwrap();
+            let calls = (calls() - before) as usize;
+            assert!((least..=most).contains(&calls), "{calls} calls for {kind:?}");
+            let told = |all: &[Entry]| all.iter().map(|e| (e.cookie, e.name.clone())).collect::<Vec<_>>();
+            assert!(told(&listed) == told(&whole), "{kind:?}");
+        }
         assert_eq!((&whole[0].name[..], whole[0].cookie), (&b"."[..], 1));
         assert_eq!((&whole[1].name[..], whole[1].cookie), (&b".."[..], 2));
         let cookies: BTreeSet<u64> = whole.iter().map(|e| e.cookie).collect();
@@ -129,7 +150,8 @@ fn v3_07_cookies_last_while_entries_come_and_go() {
             }
         }
         let seen = names(&seen);
-        assert_eq!(seen.iter().filter(|n| n.starts_with(b"old")).count(), 300);
+        assert_eq!(seen.iter().filter(|n| n.starts_with(b"old")).count(), NAMES);
+        assert!(step > NAMES / 20, "{step} calls");
         // An old cookie with any verifier still works: the verifier is constant and never a reason to refuse.
         assert!(list(&client, &dir, whole[150].cookie, 0xdead, Kind::Plain { count: 4096 }).await.is_ok());
     });

@@ -1,7 +1,8 @@
 //! Every procedure, what it does and how it fails.
 
-use crate::support::client::{fattr, made, mode_sattr, no_sattr, post_attr, refusal, status_and_wcc, wcc};
+use crate::support::client::{fattr, made, mode_sattr, no_sattr, post_attr, refusal, status_and_wcc};
 use crate::support::{Client, NF, World};
+use moraine_fs::FsError;
 use moraine_nfs::v3::wire::Procedure;
 use moraine_nfs::xdr::{Decoder, Encoder};
 
@@ -27,20 +28,6 @@ async fn mknod(client: &Client, dir: &[u8], name: &[u8], kind: u32) -> Vec<u8> {
             }
         })
         .await
-}
-
-async fn link(client: &Client, object: &[u8], dir: &[u8], name: &[u8]) -> u32 {
-    let result = client
-        .call(Procedure::Link, |e| {
-            e.opaque(object).opaque(dir).opaque(name);
-        })
-        .await;
-    let mut d = Decoder::new(&result);
-    let status = d.u32().unwrap();
-    post_attr(&mut d);
-    wcc(&mut d);
-    assert!(d.rest().is_empty());
-    status
 }
 
 #[test]
@@ -70,7 +57,7 @@ fn files_directories_links_and_nodes_are_made_found_and_told_apart() {
             assert_eq!((attr.kind, attr.rdev, attr.mode), (kind, rdev, 0o600));
             assert_eq!(client.lookup(&dir, name).await.unwrap().0, node);
         }
-        assert_eq!(link(&client, &file, &dir, b"hard").await, 0);
+        assert_eq!(client.link(&file, &dir, b"hard").await, 0);
         let (found, attr) = client.lookup(&dir, b"hard").await.unwrap();
         assert_eq!((found == file, attr.nlink), (true, 2));
         assert_eq!(client.lookup(&dir, b".").await.unwrap().0, dir);
@@ -104,8 +91,8 @@ fn names_that_are_taken_missing_or_impossible() {
         for kind in [0, 1, 2, 5, 8, u32::MAX] {
             assert_eq!(made(&mknod(&client, &root, b"new", kind).await).unwrap_err(), NF::BADTYPE);
         }
-        assert_eq!(link(&client, &file, &root, b"dir").await, NF::EXIST);
-        assert!([NF::ISDIR, NF::PERM, NF::INVAL].contains(&link(&client, &dir, &root, b"loop").await));
+        assert_eq!(client.link(&file, &root, b"dir").await, NF::EXIST);
+        assert!([NF::ISDIR, NF::PERM, NF::INVAL].contains(&client.link(&dir, &root, b"loop").await));
         assert_eq!(client.unlink(Procedure::Remove, &root, b"nothing").await.0, NF::NOENT);
         assert_eq!(client.unlink(Procedure::Remove, &root, b"dir").await.0, NF::ISDIR);
         assert_eq!(client.unlink(Procedure::RmDir, &root, b"dir").await.0, NF::NOTEMPTY);
@@ -154,7 +141,7 @@ fn content_is_written_read_truncated_and_bounded() {
         assert_eq!(client.write(&file, u64::MAX - 2, b"abc", 0).await.0, Err(NF::FBIG));
         assert_eq!(client.write(&file, 1 << 63, b"abc", 0).await.0, Err(NF::FBIG));
         assert_eq!(client.read(&file, u64::MAX, 10).await.map(|r| r.0.len()), Ok(0));
-        assert_eq!(client.read(&dir, 0, 10).await, Err(NF::ISDIR));
+        assert_eq!(client.read(&dir, 0, 10).await, Err(NF::INVAL));
         assert!(client.write(&dir, 0, b"x", 0).await.0.is_err());
         assert!(client.commit(&file, 0, 0).await.0.is_ok());
         let readlink = client
@@ -358,5 +345,104 @@ fn failed_calls_still_tell_the_attributes_of_what_they_name() {
         let (status, wcc) = status_and_wcc(&result);
         assert_eq!(status, NF::NOT_SYNC);
         assert!(wcc.pre.is_none() && wcc.post.is_some());
+    });
+}
+
+/// The ERRORS of each procedure in RFC 1813 §3.3 but for IO, STALE, BADHANDLE and SERVERFAULT, and behind them what this
+/// server also answers.
+fn errors_of(procedure: Procedure) -> (&'static [u32], &'static [u32]) {
+    use NF::*;
+    use Procedure::*;
+    match procedure {
+        Null | GetAttr | Access | FsStat | FsInfo | PathConf => (&[], &[]),
+        SetAttr => (&[PERM, ACCES, INVAL, NOSPC, ROFS, DQUOT, NOT_SYNC, NOTSUPP], &[FBIG]),
+        Lookup => (&[NOENT, ACCES, NOTDIR, NAMETOOLONG], &[]),
+        ReadLink => (&[INVAL, ACCES, NOTSUPP], &[]),
+        Read => (&[NXIO, ACCES, INVAL], &[]),
+        Write => (&[ACCES, FBIG, DQUOT, NOSPC, ROFS, INVAL], &[]),
+        Create => (&[ACCES, EXIST, NOTDIR, NOSPC, ROFS, NAMETOOLONG, DQUOT, NOTSUPP], &[PERM, INVAL, FBIG]),
+        MkDir => (&[ACCES, EXIST, NOTDIR, NOSPC, ROFS, NAMETOOLONG, DQUOT, NOTSUPP], &[PERM, INVAL, MLINK]),
+        SymLink => (&[ACCES, EXIST, NOTDIR, NOSPC, ROFS, NAMETOOLONG, DQUOT, NOTSUPP], &[PERM, INVAL]),
+        MkNod => (&[ACCES, EXIST, NOTDIR, NOSPC, ROFS, NAMETOOLONG, DQUOT, NOTSUPP, BADTYPE], &[PERM, INVAL]),
+        Remove => (&[NOENT, ACCES, NOTDIR, NAMETOOLONG, ROFS], &[PERM, ISDIR, NOSPC, DQUOT]),
+        RmDir => (
+            &[NOENT, ACCES, INVAL, EXIST, NOTDIR, NAMETOOLONG, ROFS, NOTEMPTY, NOTSUPP],
+            &[PERM, NOSPC, DQUOT],
+        ),
+        Rename => (
+            &[
+                NOENT,
+                ACCES,
+                EXIST,
+                XDEV,
+                NOTDIR,
+                ISDIR,
+                INVAL,
+                NOSPC,
+                ROFS,
+                MLINK,
+                NAMETOOLONG,
+                NOTEMPTY,
+                DQUOT,
+                NOTSUPP,
+            ],
+            &[PERM],
+        ),
+        Link => {
+            (&[ACCES, EXIST, XDEV, NOTDIR, INVAL, NOSPC, ROFS, MLINK, NAMETOOLONG, DQUOT, NOTSUPP], &[PERM])
+        }
+        ReadDir => (&[ACCES, NOTDIR, BAD_COOKIE, TOOSMALL], &[]),
+        ReadDirPlus => (&[ACCES, NOTDIR, BAD_COOKIE, TOOSMALL, NOTSUPP], &[]),
+        Commit => (&[], &[INVAL, NOSPC, DQUOT]),
+    }
+}
+
+/// The filesystem's call that `procedure` ends in.
+fn call_of(procedure: Procedure) -> &'static str {
+    use Procedure::*;
+    match procedure {
+        Null | GetAttr | Access | FsInfo | PathConf => "getattr",
+        SetAttr => "setattr",
+        Lookup => "lookup",
+        ReadLink => "readlink",
+        Read => "read",
+        Write => "write",
+        Create => "create",
+        MkDir | SymLink | MkNod => "make",
+        Remove => "remove",
+        RmDir => "rmdir",
+        Rename => "rename",
+        Link => "link",
+        ReadDir | ReadDirPlus => "readdir",
+        FsStat => "statfs",
+        Commit => "commit",
+    }
+}
+
+#[test]
+fn every_error_of_the_filesystem_is_told_in_the_words_its_procedure_has() {
+    let world = World::new();
+    let (client, fs) = (world.client(), world.fs.clone());
+    world.run(async move {
+        let root = client.root().await;
+        for procedure in Procedure::ALL.into_iter().skip(1) {
+            let (listed, beyond) = errors_of(procedure);
+            let io: &[u32] =
+                if matches!(procedure, Procedure::FsInfo | Procedure::PathConf) { &[] } else { &[NF::IO] };
+            let always = [NF::STALE, NF::BADHANDLE, NF::SERVERFAULT];
+            for error in FsError::ALL {
+                if matches!(error, FsError::NoMemory | FsError::ShuttingDown) {
+                    continue; // not told at all
+                }
+                fs.fail(call_of(procedure), *error, 1);
+                let result = client.call(procedure, args_with(procedure, &root)).await;
+                let status = u32::from_be_bytes(result[..4].try_into().unwrap());
+                let mut allowed = [listed, beyond, io, &always].concat();
+                if *error == FsError::Busy {
+                    allowed = vec![NF::JUKEBOX];
+                }
+                assert!(allowed.contains(&status), "{procedure:?} tells {error:?} by {status}");
+            }
+        }
     });
 }

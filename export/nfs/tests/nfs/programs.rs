@@ -192,7 +192,7 @@ fn the_export_list_and_the_list_of_mounts() {
 }
 
 #[test]
-fn a_record_in_many_fragments_is_one_call() {
+fn r_01_a_record_in_many_fragments_is_one_call() {
     let world = World::new();
     let client = world.client();
     world.run(async move {

@@ -2,7 +2,8 @@
 //! the touch.
 
 use crate::support::client::{Fh, accepted, mode_sattr, record};
-use crate::support::{Client, Limits, World};
+use crate::support::{Client, Limits, NF, World};
+use moraine_fs::FsError;
 use moraine_fs::vfs::{ObjectId, Vfs};
 use moraine_nfs::v3::wire::Procedure;
 use moraine_nfs::xdr::Encoder;
@@ -135,5 +136,29 @@ fn nbd_14_names_wait_only_for_themselves() {
         .await
         .unwrap();
         assert_eq!(two.rename((&volumes, b"vm"), (&volumes, b"vm2")).await.0, 0);
+    });
+}
+
+#[test]
+fn nbd_14_a_volume_that_cannot_be_looked_at_for_want_of_memory_is_not_removed() {
+    let (world, client, volumes, _open) = world();
+    let fs = world.fs.clone();
+    world.run(async move {
+        for procedure in [Procedure::Remove, Procedure::Rename, Procedure::Create] {
+            // The look-up that asks whether it is in use finds no memory; the call that follows would.
+            fs.fail("lookup", FsError::NoMemory, 1);
+            let status = match procedure {
+                Procedure::Remove => client.unlink(procedure, &volumes, b"vm").await.0,
+                Procedure::Rename => client.rename((&volumes, b"plain"), (&volumes, b"vm")).await.0,
+                _ => {
+                    let cut = |e: &mut Encoder| {
+                        e.u32(0).u32(0).u32(0).u32(0).u32(1).u64(0).u32(0).u32(0);
+                    };
+                    client.create_how(&volumes, b"vm", cut).await.map_or_else(|status| status, |_| 0)
+                }
+            };
+            assert_eq!(status, NF::JUKEBOX, "{procedure:?}");
+        }
+        assert!(client.lookup(&volumes, b"vm").await.is_ok(), "it is still there");
     });
 }

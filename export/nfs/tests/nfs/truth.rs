@@ -510,6 +510,7 @@ fn v3_19_a_volume_in_use_is_busy_to_changes_and_open_to_reading() {
         assert!(client.create_how(&volumes, b"vm", truncate).await.is_err());
         assert!(client.read(&volume, 0, 10).await.is_ok());
         assert_eq!(client.setattr(&volume, |e| mode_sattr(e, 0o600), None).await.0, 0);
+        assert_eq!(client.link(&volume, &volumes, b"further").await, 0, "a further name is no change of it");
         assert_eq!(
             client.rename((&volumes, b"vm"), (&volumes, b"vm2")).await.0,
             0,

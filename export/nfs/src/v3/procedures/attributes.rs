@@ -2,7 +2,7 @@
 
 use super::{Hold, Nfs, refuse};
 use crate::v3::status::Status;
-use crate::v3::wire::Results;
+use crate::v3::wire::{Procedure, Results};
 use crate::xdr::Encoder;
 use moraine_fs::access::{EXEC, READ, WRITE, granted};
 use moraine_fs::vfs::{Attr, Caller, Kind, SetAttr, Vfs};
@@ -39,7 +39,7 @@ impl<V: Vfs> Nfs<V> {
                 out.status(Status::Ok).attr(&attr);
                 Ok(())
             }
-            Err(error) => refuse(error, out),
+            Err(error) => refuse(Procedure::GetAttr, error, out),
         }
     }
 
@@ -58,7 +58,7 @@ impl<V: Vfs> Nfs<V> {
             self.durably(self.vfs.setattr(caller, object, set, guard).await).await
         };
         let result = result.await;
-        self.change_result(object, result, out).await
+        self.change_result(Procedure::SetAttr, object, result, out).await
     }
 
     pub(super) async fn access(
@@ -78,7 +78,7 @@ impl<V: Vfs> Nfs<V> {
                 out.status(Status::Ok).post_attr(Some(&attr)).u32(want & rights(&attr, caller));
                 Ok(())
             }
-            Err(error) => self.attr_failure(object, error, out).await,
+            Err(error) => self.attr_failure(Procedure::Access, object, error, out).await,
         }
     }
 }

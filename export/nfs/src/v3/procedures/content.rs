@@ -2,7 +2,7 @@
 
 use super::{Hold, Nfs, Served};
 use crate::v3::status::Status;
-use crate::v3::wire::Results;
+use crate::v3::wire::{Procedure, Results};
 use crate::xdr::Encoder;
 use moraine_fs::FsError;
 use moraine_fs::planted::{self, Fault};
@@ -40,7 +40,7 @@ impl<V: Vfs> Nfs<V> {
                 Ok(data.parts)
             }
             Err(error) => {
-                self.attr_failure(object, error, out).await?;
+                self.attr_failure(Procedure::Read, object, error, out).await?;
                 Ok(Default::default())
             }
         }
@@ -64,7 +64,7 @@ impl<V: Vfs> Nfs<V> {
                 out.u64(change.value.verifier);
                 Ok(())
             }
-            Err(error) => self.wcc_failure(object, error, out).await,
+            Err(error) => self.wcc_failure(Procedure::Write, object, error, out).await,
         }
     }
 
@@ -117,7 +117,7 @@ impl<V: Vfs> Nfs<V> {
                 out.status(Status::Ok).wcc_of(&change).u64(change.value.verifier);
                 Ok(())
             }
-            Err(error) => self.wcc_failure(object, error, out).await,
+            Err(error) => self.wcc_failure(Procedure::Commit, object, error, out).await,
         }
     }
 
@@ -129,7 +129,7 @@ impl<V: Vfs> Nfs<V> {
                 out.status(Status::Ok).post_attr(Some(&attr)).opaque(&target);
                 Ok(())
             }
-            Err(error) => self.attr_failure(object, error, out).await,
+            Err(error) => self.attr_failure(Procedure::ReadLink, object, error, out).await,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Hold, Nfs};
 use crate::v3::status::Status;
-use crate::v3::wire::Results;
+use crate::v3::wire::{Procedure, Results};
 use crate::xdr::Encoder;
 use moraine_fs::vfs::{FILE_SIZE_MAX, LINK_MAX, NAME_MAX, Vfs};
 
@@ -64,7 +64,7 @@ impl<V: Vfs> Nfs<V> {
                 out.u64(stat.inodes_free).u64(stat.inodes_free).u32(0);
                 Ok(())
             }
-            Err(error) => self.attr_failure(object, error, out).await,
+            Err(error) => self.attr_failure(Procedure::FsStat, object, error, out).await,
         }
     }
 
@@ -80,7 +80,7 @@ impl<V: Vfs> Nfs<V> {
                 out.u32(FSF_LINK | FSF_SYMLINK | FSF_HOMOGENEOUS | FSF_CANSETTIME);
                 Ok(())
             }
-            Err(error) => self.attr_failure(object, error, out).await,
+            Err(error) => self.attr_failure(Procedure::FsInfo, object, error, out).await,
         }
     }
 
@@ -94,7 +94,7 @@ impl<V: Vfs> Nfs<V> {
                 out.bool(true).bool(true).bool(false).bool(true);
                 Ok(())
             }
-            Err(error) => self.attr_failure(object, error, out).await,
+            Err(error) => self.attr_failure(Procedure::PathConf, object, error, out).await,
         }
     }
 }

@@ -5,7 +5,7 @@
 use super::{Hold, Nfs, refuse};
 use crate::handle::HANDLE_LEN;
 use crate::v3::status::Status;
-use crate::v3::wire::{ATTR_LEN, Results};
+use crate::v3::wire::{ATTR_LEN, Procedure, Results};
 use crate::xdr::{Encoder, padding};
 use moraine_fs::FsError;
 use moraine_fs::vfs::{Attr, Caller, DirEntry, FsResult, ObjectId, Vfs, WithAttributes};
@@ -25,6 +25,16 @@ struct Limits {
     /// Of the whole result.
     result: usize,
     attributes: WithAttributes,
+}
+
+impl Limits {
+    /// Whose they are.
+    fn procedure(&self) -> Procedure {
+        match self.attributes {
+            WithAttributes::No => Procedure::ReadDir,
+            WithAttributes::Yes => Procedure::ReadDirPlus,
+        }
+    }
 }
 
 /// What was put into a result.
@@ -90,7 +100,7 @@ impl<V: Vfs> Nfs<V> {
                 out.status(Status::TooSmall).post_attr(self.attributes(dir).await.as_ref());
             }
             Err(error) => {
-                refuse(error, out)?;
+                refuse(limits.procedure(), error, out)?;
                 out.post_attr(self.attributes(dir).await.as_ref());
             }
         }

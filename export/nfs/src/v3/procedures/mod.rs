@@ -19,7 +19,7 @@ mod listing;
 mod names;
 
 use super::status::{Answer, answer};
-use super::wire::{Args, DirOp, Results};
+use super::wire::{Args, DirOp, Procedure, Results};
 use crate::handle::{HANDLE_LEN, Handles};
 use crate::xdr::Encoder;
 use alloc::rc::Rc;
@@ -161,14 +161,16 @@ impl<V: Vfs> Nfs<V> {
     ) -> FsResult<Option<Act>> {
         match self.vfs.lookup(caller, dir, name).await {
             Ok((object, _)) => self.act(object, does).map(Some),
-            // Whatever keeps us from finding it will keep the call that follows from changing it.
-            Err(_) => Ok(None),
+            Err(FsError::NotFound) => Ok(None),
+            // What is there and cannot be looked at now may be in use.
+            Err(error) => Err(error),
         }
     }
 
     /// The result of a change to a directory or a file that carries nothing but wcc data.
     async fn change_result<T>(
         &self,
+        procedure: Procedure,
         object: FsResult<ObjectId>,
         result: FsResult<Change<T>>,
         out: &mut Encoder,
@@ -177,7 +179,7 @@ impl<V: Vfs> Nfs<V> {
             Ok(change) => {
                 out.status(super::Status::Ok).wcc_of(&change);
             }
-            Err(error) => self.wcc_failure(object, error, out).await?,
+            Err(error) => self.wcc_failure(procedure, object, error, out).await?,
         }
         Ok(())
     }
@@ -185,11 +187,12 @@ impl<V: Vfs> Nfs<V> {
     /// The result of a failed change: the status, and what the object is now.
     async fn wcc_failure(
         &self,
+        procedure: Procedure,
         object: FsResult<ObjectId>,
         error: FsError,
         out: &mut Encoder,
     ) -> Result<(), Hold> {
-        refuse(error, out)?;
+        refuse(procedure, error, out)?;
         out.wcc(None, self.attributes(object).await.as_ref());
         Ok(())
     }
@@ -197,11 +200,12 @@ impl<V: Vfs> Nfs<V> {
     /// The result of a failed call that tells what the object is now.
     async fn attr_failure(
         &self,
+        procedure: Procedure,
         object: FsResult<ObjectId>,
         error: FsError,
         out: &mut Encoder,
     ) -> Result<(), Hold> {
-        refuse(error, out)?;
+        refuse(procedure, error, out)?;
         out.post_attr(self.attributes(object).await.as_ref());
         Ok(())
     }
@@ -211,9 +215,9 @@ impl<V: Vfs> Nfs<V> {
     }
 }
 
-/// Writes the status that tells `error`, or says that there is none to write.
-fn refuse(error: FsError, out: &mut Encoder) -> Result<(), Hold> {
-    match answer(error) {
+/// Writes the status by which `procedure` tells `error`, or says that there is none to write.
+fn refuse(procedure: Procedure, error: FsError, out: &mut Encoder) -> Result<(), Hold> {
+    match answer(procedure, error) {
         Answer::Status(status) => {
             out.status(status);
             Ok(())

@@ -2,7 +2,7 @@
 
 use super::{Hold, Nfs};
 use crate::v3::status::Status;
-use crate::v3::wire::{DirOp, Node, Results};
+use crate::v3::wire::{DirOp, Node, Procedure, Results};
 use crate::xdr::Encoder;
 use moraine_fs::FsError;
 use moraine_fs::vfs::{Attr, Caller, Change, CreateMode, FsResult, NewNode, ObjectId, SetAttr, Vfs};
@@ -19,7 +19,7 @@ impl<V: Vfs> Nfs<V> {
                 out.post_attr(Some(&attr)).post_attr(dir_attr.as_ref());
                 Ok(())
             }
-            Err(error) => self.attr_failure(dir, error, out).await,
+            Err(error) => self.attr_failure(Procedure::Lookup, dir, error, out).await,
         }
     }
 
@@ -48,7 +48,7 @@ impl<V: Vfs> Nfs<V> {
             self.durably(change).await
         };
         let result = result.await;
-        self.made(dir, result, out).await
+        self.made(Procedure::Create, dir, result, out).await
     }
 
     pub(super) async fn mkdir(
@@ -58,7 +58,7 @@ impl<V: Vfs> Nfs<V> {
         set: &SetAttr,
         out: &mut Encoder,
     ) -> Result<(), Hold> {
-        self.make(caller, at, NewNode::Dir, set, out).await
+        self.make(Procedure::MkDir, caller, at, (NewNode::Dir, set), out).await
     }
 
     pub(super) async fn symlink(
@@ -69,7 +69,7 @@ impl<V: Vfs> Nfs<V> {
         target: &[u8],
         out: &mut Encoder,
     ) -> Result<(), Hold> {
-        self.make(caller, at, NewNode::Symlink(target), set, out).await
+        self.make(Procedure::SymLink, caller, at, (NewNode::Symlink(target), set), out).await
     }
 
     pub(super) async fn mknod(
@@ -80,17 +80,17 @@ impl<V: Vfs> Nfs<V> {
         out: &mut Encoder,
     ) -> Result<(), Hold> {
         match node {
-            Node::Special(node, set) => self.make(caller, at, node, &set, out).await,
-            Node::BadType => self.wcc_failure(self.dir(at), FsError::BadType, out).await,
+            Node::Special(node, set) => self.make(Procedure::MkNod, caller, at, (node, &set), out).await,
+            Node::BadType => self.wcc_failure(Procedure::MkNod, self.dir(at), FsError::BadType, out).await,
         }
     }
 
     async fn make(
         &self,
+        procedure: Procedure,
         caller: &Caller,
         at: DirOp<'_>,
-        node: NewNode<'_>,
-        set: &SetAttr,
+        (node, set): (NewNode<'_>, &SetAttr),
         out: &mut Encoder,
     ) -> Result<(), Hold> {
         let dir = self.dir(at);
@@ -103,12 +103,13 @@ impl<V: Vfs> Nfs<V> {
             self.durably(change).await
         };
         let result = result.await;
-        self.made(dir, result, out).await
+        self.made(procedure, dir, result, out).await
     }
 
     /// The result of making something.
     async fn made(
         &self,
+        procedure: Procedure,
         dir: FsResult<ObjectId>,
         result: FsResult<Change<(ObjectId, Attr)>>,
         out: &mut Encoder,
@@ -120,7 +121,7 @@ impl<V: Vfs> Nfs<V> {
                 out.wcc_of(&change);
                 Ok(())
             }
-            Err(error) => self.wcc_failure(dir, error, out).await,
+            Err(error) => self.wcc_failure(procedure, dir, error, out).await,
         }
     }
 
@@ -136,7 +137,7 @@ impl<V: Vfs> Nfs<V> {
             self.durably(change).await
         };
         let result = result.await;
-        self.change_result(dir, result, out).await
+        self.change_result(Procedure::Remove, dir, result, out).await
     }
 
     pub(super) async fn rmdir(&self, caller: &Caller, at: DirOp<'_>, out: &mut Encoder) -> Result<(), Hold> {
@@ -150,7 +151,7 @@ impl<V: Vfs> Nfs<V> {
             self.durably(change).await
         };
         let result = result.await;
-        self.change_result(dir, result, out).await
+        self.change_result(Procedure::RmDir, dir, result, out).await
     }
 
     pub(super) async fn rename(
@@ -178,7 +179,7 @@ impl<V: Vfs> Nfs<V> {
                 out.status(Status::Ok).wcc_of(&left).wcc_of(&arrived);
             }
             Err(error) => {
-                self.wcc_failure(from_dir, error, out).await?;
+                self.wcc_failure(Procedure::Rename, from_dir, error, out).await?;
                 out.wcc(None, self.attributes(to_dir).await.as_ref());
             }
         }
@@ -206,7 +207,7 @@ impl<V: Vfs> Nfs<V> {
                 out.status(Status::Ok).post_attr(Some(&change.value)).wcc_of(&change);
             }
             Err(error) => {
-                self.attr_failure(object, error, out).await?;
+                self.attr_failure(Procedure::Link, object, error, out).await?;
                 out.wcc(None, self.attributes(dir).await.as_ref());
             }
         }

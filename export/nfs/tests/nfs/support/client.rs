@@ -18,17 +18,25 @@ pub mod NF {
     pub const PERM: u32 = 1;
     pub const NOENT: u32 = 2;
     pub const IO: u32 = 5;
+    pub const NXIO: u32 = 6;
     pub const ACCES: u32 = 13;
     pub const EXIST: u32 = 17;
+    pub const XDEV: u32 = 18;
     pub const NOTDIR: u32 = 20;
     pub const ISDIR: u32 = 21;
     pub const INVAL: u32 = 22;
     pub const FBIG: u32 = 27;
+    pub const NOSPC: u32 = 28;
+    pub const ROFS: u32 = 30;
+    pub const MLINK: u32 = 31;
     pub const NAMETOOLONG: u32 = 63;
     pub const NOTEMPTY: u32 = 66;
+    pub const DQUOT: u32 = 69;
     pub const STALE: u32 = 70;
     pub const BADHANDLE: u32 = 10001;
     pub const NOT_SYNC: u32 = 10002;
+    pub const BAD_COOKIE: u32 = 10003;
+    pub const NOTSUPP: u32 = 10004;
     pub const TOOSMALL: u32 = 10005;
     pub const SERVERFAULT: u32 = 10006;
     pub const BADTYPE: u32 = 10007;
@@ -336,6 +344,21 @@ impl Client {
         let out = (d.u32().unwrap(), wcc(&mut d), wcc(&mut d));
         assert!(d.rest().is_empty());
         out
+    }
+
+    /// LINK: the status.
+    pub async fn link(&self, object: &[u8], dir: &[u8], name: &[u8]) -> u32 {
+        let result = self
+            .call(Procedure::Link, |e| {
+                e.opaque(object).opaque(dir).opaque(name);
+            })
+            .await;
+        let mut d = Decoder::new(&result);
+        let status = d.u32().unwrap();
+        post_attr(&mut d);
+        wcc(&mut d);
+        assert!(d.rest().is_empty());
+        status
     }
 
     /// WRITE: count, committed and verifier, or the status; with the file's wcc data.

@@ -204,6 +204,11 @@ impl World {
         self.reactor.spawn("beside", Box::pin(future));
     }
 
+    /// Tasks that have not ended.
+    pub fn tasks(&self) -> usize {
+        self.reactor.tasks.borrow().iter().flatten().count()
+    }
+
     /// Runs everything that is ready; time stands still.
     pub fn settle(&self) {
         self.reactor.settle();
