@@ -387,11 +387,11 @@ impl<'a> Admissible<'a> {
             let floor = self.floor.get(at).copied().unwrap_or(0);
             let was =
                 self.states.states[floor..].iter().any(|(_, s)| s.get(at).copied().unwrap_or(0) == *byte);
-            let may = |act: &&Act| {
+            let may = |act: &Act| {
                 apply(&[], &act.deed).get(at) == Some(byte)
                     || (matches!(act.deed, Deed::Punch { .. } | Deed::Size(_)) && *byte == 0)
             };
-            if !was && !self.unanswered.iter().any(|act| may(act)) {
+            if !was && !self.unanswered.iter().copied().any(may) {
                 return Err(format!(
                     "byte {at} of {} is {byte:#04x}, which it was in none of {} states since the {floor}th",
                     found.len(),
@@ -422,22 +422,22 @@ impl<'a> Admissible<'a> {
         }
         // A size that writes made is there only with the content that made it.
         let all = || self.states.states.iter().map(|(_, bytes)| bytes);
-        let set = |act: &&Act| matches!(act.deed, Deed::Size(s) if s == size as u64);
+        let set = |act: &Act| matches!(act.deed, Deed::Size(s) if s == size as u64);
         let last = size.saturating_sub(1) / BLOCK_SIZE * BLOCK_SIZE..size;
         let begin = self.states.states[0].1.len() == size;
-        if self.unanswered.is_empty() && !begin && !self.cuts.iter().any(|act| set(&act)) {
+        if self.unanswered.is_empty() && !begin && !self.cuts.iter().copied().any(set) {
             let fits =
-                |state: &&Rc<Vec<u8>>| state.len() >= size && state[last.clone()] == found[last.clone()];
-            if !all().any(|state| fits(&state)) {
+                |state: &Rc<Vec<u8>>| state.len() >= size && state[last.clone()] == found[last.clone()];
+            if !all().any(fits) {
                 return Err(format!("its last block never was so in a file of {size} bytes or more"));
             }
         }
         // Promised bytes are there, unless a cut that survived took them away again.
         let lost = self.promised.iter().enumerate().skip(size).find(|(at, promised)| {
             let Some(promised) = **promised else { return false };
-            let cut = |act: &&&Act| matches!(act.deed, Deed::Size(s) if s as usize <= *at);
-            let since = |act: &&&Act| act.post.is_none_or(|post| self.states.at(post.change) > promised);
-            !self.cuts.iter().filter(cut).any(|act| since(&act))
+            let cut = |act: &&Act| matches!(act.deed, Deed::Size(s) if s as usize <= *at);
+            let since = |act: &Act| act.post.is_none_or(|post| self.states.at(post.change) > promised);
+            !self.cuts.iter().copied().filter(cut).any(since)
         });
         match lost {
             Some((at, promised)) => {
