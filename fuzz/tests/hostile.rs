@@ -266,34 +266,6 @@ fn floods_of_garbage_and_of_marks_of_four_gibibytes_cost_a_connection_each_and_n
 const TRICKLE: Duration = Duration::from_micros(200);
 
 #[test]
-fn clients_that_send_a_byte_at_a_time_cost_what_their_bytes_cost() {
-    each_costs(3, 100, |served, n, siege| {
-        let (network, clock) = (served.network.clone(), served.platform.clock.clone());
-        // The beginning of a WRITE of a mebibyte over NFS, and of one over NBD; then its data.
-        let args =
-            [&40u32.to_be_bytes()[..], &served.file_handle, &[0; 8], &[0, 16, 0, 0], &[0; 4], &[0, 16, 0, 0]];
-        let nfs = [&0x8010_0080_u32.to_be_bytes()[..], &nfs_call(n, 100_003, 3, 7, &args.concat())].concat();
-        let head =
-            [&0x2560_9513_u32.to_be_bytes()[..], &[0, 0, 0, 1], &[7; 8], &[0; 8], &[0, 16, 0, 0]].concat();
-        let nbd = [go(b"vm"), head].concat();
-        Box::pin(async move {
-            let (port, begin) = if n % 2 == 0 { (NFS, nfs) } else { (NBD, nbd) };
-            let stream = network.connect(at(port)).await.expect("the server accepts");
-            stream.send_all(&begin).await.expect("the server reads");
-            while siege.goes_on() {
-                clock.sleep(TRICKLE).await;
-                // A server may have had enough of it.
-                if stream.send_all(&[7]).await.is_err() {
-                    return;
-                }
-                siege.count();
-            }
-            stream.abort();
-        })
-    });
-}
-
-#[test]
 fn clients_that_take_a_byte_at_a_time_cost_what_their_bytes_cost() {
     each_costs(3, 100, |served, n, siege| {
         let (network, clock) = (served.network.clone(), served.platform.clock.clone());

@@ -351,7 +351,11 @@ impl<'a> Admissible<'a> {
         let mut promise = |range: Range<u64>, at: usize| {
             let size = states.states[at].1.len() as u64;
             let range = range.start.min(size)..range.end.min(size);
-            promised[range_of(range)].iter_mut().for_each(|byte| *byte = Some(at).max(*byte));
+            // What was never written may be a hole, or behind the end: it reads as zeroes or not at all.
+            let written = |byte: usize| states.states[at].1[byte] != 0;
+            range_of(range).filter(|byte| written(*byte)).for_each(|byte| {
+                promised[byte] = Some(at).max(promised[byte]);
+            });
         };
         let answered = || story.acts.iter().filter(|act| act.answered.is_some());
         for act in answered() {
