@@ -280,7 +280,7 @@ fn disks() -> Vec<Vec<u8>> {
         let place = 0x40_0000 | (at as u32 * 4);
         piece(place, &superblock[at..at + 64])
     });
-    let members = [members.concat(), piece(0x40_0000 | 4096 * 4, &superblock[4096..4096 + 192])].concat();
+    let members = [members.concat(), piece(0x40_0000 | (4096 * 4), &superblock[4096..4096 + 192])].concat();
     vec![
         vec![0],
         vec![1],

@@ -91,7 +91,7 @@ const FOUND: &[(Fault, Hunt, u64)] = &[
     (Fault::PreflushSkipped, Hunt::Police, 0),
     (Fault::EarlyAcknowledgement, Hunt::Police, 0),
     (Fault::DataNotFlushed, Hunt::Police, 0),
-    (Fault::NodePointerEarly, Hunt::Crash, 10),
+    (Fault::NodePointerEarly, Hunt::Crash, 8),
     (Fault::PinReleasedEarly, Hunt::Crash, 10),
     (Fault::LastSeqTooHigh, Hunt::Crash, 0),
     (Fault::ChainIgnored, Hunt::Crash, 129),
