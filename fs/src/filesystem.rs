@@ -34,6 +34,7 @@ use crate::vfs::{Attr, Change, FsError, FsResult, ObjectId, Seq};
 use alloc::collections::BTreeSet;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
+use core::time::Duration;
 use moraine_format::dirent::{Dirent, Target};
 use moraine_format::inode::{FIRST_FREE_INODE, HASH_BITS, Inode, InodeKind, ROOT_INODE, VOLUMES_INODE};
 use moraine_format::record::{INODE_CURSOR, LoggedOp, cursor_value, parse_cursor};
@@ -42,8 +43,8 @@ use moraine_platform::memory::Usage;
 use moraine_platform::sync::{Event, Semaphore};
 use moraine_platform::{Instant, Timestamp};
 
-/// How often a filesystem that ends waits for memory before it gives up: 10 s.
-const MEMORY_WAITS_MAX: u32 = 2000;
+/// How long a filesystem that ends waits for memory before it gives up.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes that may be on their way from pages to devices at once, copies included.
 const WRITEBACK_BYTES: u64 = 4 << 20;
 
@@ -214,12 +215,8 @@ impl Filesystem {
     /// Writes everything back, makes it durable and ends the background tasks. Calls made from now on are refused. The
     /// caller sees to it that no call is under way.
     pub async fn shutdown(&self) -> FsResult<()> {
-        let mut result = self.sync_all().await;
-        for _ in 0..MEMORY_WAITS_MAX {
-            let Err(FsError::NoMemory) = result else { break };
-            self.inner.wait_for_memory().await;
-            result = self.sync_all().await;
-        }
+        let until = self.inner.now() + CLOSING_PATIENCE;
+        let result = self.inner.with_patience(until, async || self.sync_all().await).await;
         self.inner.stopping.set(true);
         self.inner.work.notify();
         self.inner.orphans.notify();

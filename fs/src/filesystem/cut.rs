@@ -310,6 +310,9 @@ impl Inner {
         stored: u64,
         pending: u64,
     ) -> u64 {
+        if pending == stored {
+            return stored;
+        }
         let cache = self.cache.borrow();
         let file = cache.get(object(number));
         let goes = |page: u64| {

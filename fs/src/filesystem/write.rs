@@ -61,7 +61,7 @@ impl Inner {
     }
 
     /// Makes a call until it is not short of memory, which passes: dirty pages are written back, and others end.
-    async fn with_patience<T>(
+    pub(super) async fn with_patience<T>(
         &self,
         until: Instant,
         mut call: impl AsyncFnMut() -> FsResult<T>,

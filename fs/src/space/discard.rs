@@ -78,17 +78,15 @@ async fn candidates(engine: &Rc<Inner>) -> FsResult<Vec<(u8, u64)>> {
                 Ok(Some((pos, _))) => {
                     let (device, bucket) = need_discard_bucket(pos);
                     let known = engine.geometry.get(device as usize).is_some_and(|g| bucket < g.buckets);
+                    let may = known && state.buckets.may_be_freed((device, bucket), pos.inode, durable);
                     // What the bucket's own key denies is a trace of damage: what is discarded might be in use.
-                    match is_empty(&state.table, device, bucket) {
-                        Ok(empty) => {
-                            let may = state.buckets.may_be_freed((device, bucket), pos.inode, durable);
-                            if known && empty && may {
-                                found.push((device, bucket));
-                            }
-                            Ok(pos.successor())
+                    let empty = if may { is_empty(&state.table, device, bucket) } else { Ok(false) };
+                    empty.map(|empty| {
+                        if empty {
+                            found.push((device, bucket));
                         }
-                        Err(miss) => Err(miss),
-                    }
+                        pos.successor()
+                    })
                 }
                 Ok(None) => Ok(None),
                 Err(miss) => Err(miss),
