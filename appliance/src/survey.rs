@@ -1,7 +1,8 @@
 //! Looking at all disks, and what is to be done about them. Nothing here writes.
 //!
-//! The rule that keeps other people's data: a disk is made a member only if it is entirely blank, only if the command
-//! line says so, and only if no disk shows any trace of a pool; everything else is left alone and named.
+//! The rule that keeps other people's data: a disk is made a member only if it is entirely blank, or one of ours whose
+//! making did not end, only if the command line says so, and only if no disk shows any trace of another pool; everything
+//! else is left alone and named.
 
 use crate::BlankDisks;
 use alloc::rc::Rc;
@@ -27,7 +28,7 @@ pub struct Disk {
 pub enum Plan {
     /// Mount the pool these disks belong to.
     Mount(Vec<usize>),
-    /// Make a pool of these blank disks, then mount it.
+    /// Make a pool of these disks, which hold nothing, then mount it.
     Format(Vec<usize>),
     /// Serve nothing.
     Idle,
@@ -49,7 +50,9 @@ pub fn plan(disks: &[Disk], blank: BlankDisks) -> Plan {
         (0..disks.len()).filter(|i| wanted(&disks[*i].found)).collect()
     };
     let members = which(&|found| matches!(found, Found::Ours(_)));
-    if !members.is_empty() {
+    // One that was never finished was never mounted either: nobody has put anything into it.
+    let unfinished = which(&|found| matches!(found, Found::Ours(sb) if sb.is_being_made()));
+    if members != unfinished || blank == BlankDisks::Leave && !members.is_empty() {
         return Plan::Mount(members);
     }
     // A disk that was or may have been a member means that there is a pool, if not one that can be opened here.
@@ -57,11 +60,11 @@ pub fn plan(disks: &[Disk], blank: BlankDisks) -> Plan {
         Found::OtherLayout(_) | Found::UnknownFeatures(_) | Found::Damaged(_) | Found::Unreadable(_) => true,
         Found::Ours(_) | Found::Blank | Found::Foreign(_) | Found::TooSmall => false,
     });
-    let blanks = which(&|found| *found == Found::Blank);
-    if blank == BlankDisks::Format && traces.is_empty() && !blanks.is_empty() {
-        return Plan::Format(blanks);
+    let free = which(&|found| *found == Found::Blank || matches!(found, Found::Ours(_)));
+    if blank == BlankDisks::Format && traces.is_empty() && !free.is_empty() {
+        return Plan::Format(free);
     }
-    Plan::Idle
+    if members.is_empty() { Plan::Idle } else { Plan::Mount(members) }
 }
 
 impl fmt::Display for Disk {

@@ -16,7 +16,7 @@
 //! | [`cleaner`] | the background: write-back under pressure, freeing buckets |
 //! | [`space`] | reservations, placed data, holds on buckets |
 
-use crate::btree::Table;
+use crate::btree::{NodeBuffers, Table};
 use crate::device::Devices;
 use crate::journal::{Class as JournalClass, Journal, JournalError};
 use crate::space::{Buckets, Geometry};
@@ -88,6 +88,8 @@ pub(crate) struct Inner {
     pub(crate) freeing: Cell<usize>,
     /// Write-backs of nodes that failed, since one last succeeded.
     pub(crate) failed_write_backs: Cell<u32>,
+    /// Memory for the I/O of nodes.
+    pub(crate) node_buffers: NodeBuffers,
     /// Nodes that are being read in.
     pub(crate) loading: RefCell<BTreeMap<u64, Rc<Event>>>,
     /// A batch of nodes was written back.

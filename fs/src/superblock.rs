@@ -6,6 +6,7 @@
 //! | `foreign` | the marks that other formats leave |
 //! | `assemble` | from disks to a pool: [`assemble`](assemble()) |
 //! | `make` | a new pool on given disks: [`format`](format()) |
+//! | `usable` | whether this build may serve and write the pool that a superblock tells of |
 
 use crate::device::Devices;
 use alloc::rc::Rc;
@@ -22,10 +23,12 @@ mod assemble;
 mod foreign;
 mod make;
 mod probe;
+mod usable;
 
 pub use assemble::{AssembleError, Completeness, assemble};
 pub use make::{FormatOptions, MakeError, format};
 pub use probe::{Copy, Found, copies, probe};
+pub use usable::Unusable;
 
 /// The superblock could not be made durable on any device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +92,16 @@ impl Superblocks {
     /// The superblock as it is on disk. Which device it says it is of means nothing here.
     pub fn current(&self) -> Superblock {
         self.current.borrow().clone()
+    }
+
+    /// Whether the pool may be served by this build.
+    pub fn usable(&self) -> Result<(), Unusable> {
+        usable::usable(&self.current.borrow())
+    }
+
+    /// Whether a repair by this build may write it, or a mere look at it make sense.
+    pub fn repairable(&self, writes: bool) -> Result<(), Unusable> {
+        usable::repairable(&self.current.borrow(), writes)
     }
 
     /// Changes the superblock and returns once it is durable on every device that works, at least one.

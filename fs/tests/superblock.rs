@@ -1,8 +1,13 @@
 //! Superblocks on simulated disks: what a disk is taken for, which disks make a pool, cuts in the middle of an update.
 
-use moraine_format::superblock::{LAYOUT, SLOT_BYTES, Superblock, slot_offsets};
+use moraine_format::superblock::{
+    INCOMPAT_MAKING, LAYOUT, MemberState, SLOT_BYTES, Superblock, slot_offsets,
+};
+use moraine_fs::Filesystem;
+use moraine_fs::engine::{Budget, Engine, PoolError};
+use moraine_fs::repair::{Finding, Repair, Reporter, check_pool};
 use moraine_fs::superblock::{
-    AssembleError, Completeness, FormatOptions, Found, MakeError, Superblocks, format, probe,
+    AssembleError, Completeness, FormatOptions, Found, MakeError, Superblocks, Unusable, format, probe,
 };
 use moraine_platform::{BlockDevice, Buf, Fua};
 use moraine_sim::crash::{CrashPlan, enumerate};
@@ -258,5 +263,51 @@ fn cuts_in_one_update_after_the_other_always_leave_a_whole_copy() {
         );
         report.expect_clean();
         assert!(report.worlds > 5, "{report}");
+    }
+}
+
+#[derive(Default)]
+struct Findings(Vec<String>);
+
+impl Reporter for Findings {
+    fn finding(&mut self, finding: &Finding) {
+        self.0.push(finding.to_string());
+    }
+}
+
+#[test]
+fn what_a_newer_version_says_of_a_pool_is_obeyed() {
+    type Said = fn(&mut Superblock);
+    let cases: [(Said, Unusable); 4] = [
+        (|sb| sb.ro_compat = 4, Unusable::NewerFeatures(4)),
+        (|sb| sb.members[0].state = MemberState::ReadOnly, Unusable::Member(0, MemberState::ReadOnly)),
+        (|sb| sb.members[0].state = MemberState::Failed, Unusable::Member(0, MemberState::Failed)),
+        (|sb| sb.incompat |= INCOMPAT_MAKING, Unusable::BeingMade),
+    ];
+    for (said, expected) in cases {
+        let world = World::new(9);
+        world.run(async {
+            let (platform, disks) = (world.platform(), new_disks(&world, 1));
+            let (all, budget) = (blocks(&disks), Budget::default());
+            let engine = Engine::format(&platform, &all, &options(), &budget).await.unwrap();
+            Filesystem::format_root(&engine).await.unwrap();
+            engine.unmount().await.unwrap();
+            Engine::mount(&platform, &all, &budget).await.unwrap().unmount().await.unwrap();
+            let pool = Superblocks::open(&platform, &all, Completeness::Complete).await.unwrap();
+            pool.update(said).await.unwrap();
+            let before = disks[0].visible_image().hash();
+            let refused = |result: Option<PoolError>| match result {
+                Some(PoolError::Unusable(why)) => assert_eq!(why, expected),
+                other => panic!("{expected:?}: {other:?}"),
+            };
+            refused(Engine::mount(&platform, &all, &budget).await.err());
+            let mut findings = Findings::default();
+            refused(check_pool(&platform, &all, &budget, Repair::Yes, &mut findings).await.err());
+            assert_eq!(disks[0].visible_image().hash(), before, "{expected:?}: nothing is written");
+            // To look at it is no use to write, but for a pool that is not there yet.
+            let looked = check_pool(&platform, &all, &budget, Repair::No, &mut findings).await;
+            assert_eq!(looked.is_ok(), expected != Unusable::BeingMade, "{expected:?}: {looked:?}");
+            assert_eq!(findings.0, [""; 0]);
+        });
     }
 }

@@ -19,6 +19,11 @@ use moraine_platform::{
     Clock, Connecting, Datagram, Instant, Listener, LocalFuture, NetError, Network, NicDevice, Platform, Rng,
 };
 
+/// Turns of the other ready tasks after data came and before anything is sent: a server's tasks that receive a call,
+/// answer it and send the reply, each woken by the one before. An acknowledgement that left earlier would be a packet of
+/// its own for each call; one that waits for a reply from the disk would hold up who sends much.
+const REPLY_TURNS: usize = 3;
+
 /// A TCP/IP stack on one network card. Clones share it.
 ///
 /// Nothing happens unless [`Stack::run`] is polled.
@@ -68,7 +73,9 @@ impl Stack {
             let received = shared.hub.borrow_mut().ingress(shared.clock.now());
             if received > 0 {
                 // Let the protocols answer first: their replies then carry our acknowledgements.
-                yield_now().await;
+                for _ in 0..REPLY_TURNS {
+                    yield_now().await;
+                }
             }
             let left = shared.hub.borrow_mut().egress(shared.clock.now());
             let addresses = self.addresses();

@@ -63,6 +63,11 @@ impl Buf {
         Ok(buf)
     }
 
+    /// What to ask for when there was no memory for `len` bytes in one piece and less would do: half, but whole blocks.
+    pub fn less_than(len: usize) -> usize {
+        (len / 2).next_multiple_of(BLOCK_SIZE).min(len)
+    }
+
     /// Length in bytes, as asked for.
     pub fn len(&self) -> usize {
         self.len
@@ -73,9 +78,14 @@ impl Buf {
         self.len == 0
     }
 
+    /// Bytes of its memory, shown or not.
+    pub fn memory_bytes(&self) -> usize {
+        self.pages.len() * BLOCK_SIZE
+    }
+
     /// Shows the first `len` bytes of the memory, which may be more than before: a truncated buffer grows back.
     pub fn set_len(&mut self, len: usize) {
-        assert!(len <= self.pages.len() * BLOCK_SIZE, "a buffer cannot outgrow its memory");
+        assert!(len <= self.memory_bytes(), "a buffer cannot outgrow its memory");
         self.len = len;
     }
 

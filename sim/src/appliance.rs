@@ -83,6 +83,8 @@ const JUMPS: [Duration; 4] = [
 const AWAY_MAX: u64 = 1 << 59;
 /// How many in 100,000 buffers are refused where memory is short.
 const REFUSED: [u64; 4] = [300, 3000, 10_000, 30_000];
+/// The largest pieces of memory where it is free in small ones only; a superblock needs two blocks.
+const LARGEST: [usize; 3] = [8 << 10, 16 << 10, 32 << 10];
 
 /// A machine and what runs on it.
 struct Boot {
@@ -104,6 +106,8 @@ pub struct Nature {
     pub clock_jumps: bool,
     /// Buffers are refused now and then.
     pub little_memory: bool,
+    /// Memory is free in small pieces only.
+    pub pieces: bool,
 }
 
 impl Nature {
@@ -112,8 +116,12 @@ impl Nature {
         let plain = Nature::default();
         match seed % 10 {
             5 => Nature { clock_jumps: true, ..plain },
+            7 => Nature { pieces: true, ..plain },
             8 => Nature { little_memory: true, ..plain },
-            9 => Nature { whole: true, clock_jumps: seed / 10 % 3 == 1, little_memory: seed / 10 % 3 == 2 },
+            9 => {
+                let (clock_jumps, little_memory) = (seed / 10 % 3 == 1, seed / 10 % 3 == 2);
+                Nature { whole: true, clock_jumps, little_memory, ..plain }
+            }
             _ => plain,
         }
     }
@@ -147,7 +155,7 @@ fn world_of(seed: u64, nature: Nature) -> Result<(Tally, Seen), String> {
     let mut seen = *scene.seen.borrow();
     let frames = wiring.frames();
     (seen.frames, seen.frames_lost, seen.frames_damaged) = (frames.sent, frames.lost, frames.damaged);
-    seen.refused = world.memory_refused();
+    (seen.refused, seen.too_large) = world.memory_refused();
     seen.promises = promises::check(&world.trace().events(), &promises)? as u64;
     let tally = Tally { worlds: 1, steps: seen.steps, cuts: seen.cuts, hash: world.trace().hash() };
     Ok((tally, seen))
@@ -336,7 +344,10 @@ impl Play<'_> {
         });
         let refused = *self.world.random(&format!("memory of boot {boot}")).pick(&REFUSED);
         let refused = if self.nature.little_memory && !self.scene.finale.get() { refused } else { 0 };
+        let largest = *self.world.random(&format!("pieces of boot {boot}")).pick(&LARGEST);
+        let largest = if self.nature.pieces && !self.scene.finale.get() { largest } else { usize::MAX };
         self.world.inner().refuse_memory(0);
+        self.world.inner().largest_memory(usize::MAX);
         let (wiring, machine, world) = (self.wiring.clone(), on.machine.clone(), self.world.inner().clone());
         let mut devices = self.world.random(&format!("devices of boot {boot}"));
         let (scene, store, platform) = (self.scene.clone(), self.store.clone(), on.machine.platform());
@@ -348,6 +359,7 @@ impl Play<'_> {
                 let network = Rc::new(Tap { network, scene: scene.clone() });
                 let fs = store.mount(&platform, &seen).await?.fs;
                 world.refuse_memory(refused);
+                world.largest_memory(largest);
                 if let Some((fault, mut random)) = fault {
                     fault.plan(&platform, &disks, &mut random);
                 }

@@ -132,6 +132,9 @@ pub(crate) struct Inner {
 struct Memory {
     /// How many in 100,000 buffers are refused.
     refused: Cell<u64>,
+    /// The largest there is a piece of memory for.
+    largest: Cell<usize>,
+    too_large: Cell<u64>,
     random: RefCell<Random>,
     program_runs: Cell<bool>,
     count: Cell<u64>,
@@ -168,8 +171,8 @@ fn gives_way() -> bool {
 }
 
 /// Whether a program gets memory now: asks the world that runs on this thread.
-fn has_memory(_bytes: usize) -> bool {
-    CURRENT.with_borrow(|worlds| worlds.last().is_none_or(|world| world.has_memory()))
+fn has_memory(bytes: usize) -> bool {
+    CURRENT.with_borrow(|worlds| worlds.last().is_none_or(|world| world.has_memory(bytes)))
 }
 
 /// Says what replays the worlds that follow on this thread: printed when one of them panics.
@@ -230,6 +233,8 @@ impl World {
             fuse: RefCell::default(),
             memory: Memory {
                 refused: Cell::new(0),
+                largest: Cell::new(usize::MAX),
+                too_large: Cell::new(0),
                 random: RefCell::new(Random::for_purpose(seed, "memory")),
                 program_runs: Cell::new(false),
                 count: Cell::new(0),
@@ -326,9 +331,9 @@ impl World {
         self.inner.refuse_memory(per_100_000);
     }
 
-    /// How many buffers were refused so far.
-    pub fn memory_refused(&self) -> u64 {
-        self.inner.memory.count.get()
+    /// How many buffers were refused so far at random, and how many because there was no piece as large.
+    pub fn memory_refused(&self) -> (u64, u64) {
+        (self.inner.memory.count.get(), self.inner.memory.too_large.get())
     }
 
     /// Runs `main` and everything spawned until `main` is done.
@@ -451,13 +456,25 @@ impl Inner {
         self.memory.refused.set(per_100_000);
     }
 
+    /// Programs on machines get no buffer of more bytes from now on.
+    pub(crate) fn largest_memory(&self, bytes: usize) {
+        self.memory.largest.set(bytes);
+    }
+
     pub(crate) fn jump_wall_clock(&self, by_ns: i64) {
         self.wall_offset.set(self.wall_offset.get().wrapping_add(by_ns));
     }
 
-    fn has_memory(&self) -> bool {
+    fn has_memory(&self, bytes: usize) -> bool {
+        if !self.memory.program_runs.get() {
+            return true;
+        }
+        if bytes > self.memory.largest.get() {
+            self.memory.too_large.set(self.memory.too_large.get() + 1);
+            return false;
+        }
         let refused = self.memory.refused.get();
-        if refused == 0 || !self.memory.program_runs.get() {
+        if refused == 0 {
             return true;
         }
         let refuses = self.memory.random.borrow_mut().below(100_000) < refused;

@@ -56,7 +56,7 @@ fn what_each_protocol_called_stable_survives() {
         assert!(seen.repeats > 1000 && seen.repeated_over_boots > 100 && seen.found_done > 5, "{seen:?}");
         assert!(seen.written_again > 100 && seen.decided > 1000, "{seen:?}");
         assert!(seen.frames > 50_000 && seen.frames_lost > 500 && seen.frames_damaged > 100, "{seen:?}");
-        assert!(seen.refused > 3000, "{seen:?}");
+        assert!(seen.refused > 3000 && seen.too_large > 1000, "{seen:?}");
     }
 }
 

@@ -9,6 +9,8 @@ from tree import MIB, make_payload, odd_files
 
 # What tar calls a record, in bytes: it counts its checkpoints in them.
 TAR_RECORD = 10240
+# Parts that the client unpacks and compares side by side.
+STREAMS = 2
 
 
 class Plan:
@@ -69,14 +71,21 @@ class Bench:
         _, words, _ = self.payload()
         return sum((int(part.split(":")[1]) - 1) * MIB // TAR_RECORD // self.step for part in words.split())
 
+    def last_cut(self, steps):
+        """Between which of a copy's steps the client goes with the server: the long form's large files come first, and
+        copying its many small ones twice would take most of an hour more."""
+        return (steps // 4, steps // 2) if self.long else (steps // 2, steps * 3 // 4)
+
     def copy(self, server, folder):
         path, words, _ = self.payload()
-        return Client(server, "copy.sh", path, PARTS=words, DIR=folder, STEP=self.step)
+        return Client(server, "copy.sh", path, PARTS=words, DIR=folder, STEP=self.step, STREAMS=STREAMS)
 
     def compare(self, server, folder, count=None, later=0, remove=False):
-        """All of the first `count` parts below `folder` are as they were synced; `later` as in compare.sh."""
+        """All of the first `count` parts below `folder` are as they were synced; `later` as in compare.sh, for each
+        stream."""
         path, words, parts = self.payload()
         count = parts if count is None else count
-        what = {"PARTS": words, "DIR": folder, "COUNT": count, "LATER": later, "REMOVE": int(remove)}
+        what = {"PARTS": words, "DIR": folder, "COUNT": count, "LATER": later * STREAMS, "REMOVE": int(remove),
+                "STREAMS": STREAMS}
         with Client(server, "compare.sh", path, **what) as client:
             return client.finish()

@@ -27,7 +27,7 @@ def tree(bench, disk, name, memory):
         compared = bench.compare(server, "tree", later=cuts)
 
         with bench.copy(server, "again") as client:
-            last, seen, synced = plan.chance.randrange(steps // 2, steps * 3 // 4), 0, 0
+            last, seen, synced = plan.chance.randrange(*bench.last_cut(steps)), 0, 0
             for line in client.lines():
                 seen += "at " in line
                 synced += line.startswith("synced ")

@@ -68,8 +68,8 @@ const LAYOUT_BYTES: usize = 32;
 const HEADER_BYTES: usize = 4096;
 const MEMBER_BYTES: usize = 192;
 const FLAG_CLEAN: u64 = 1;
-/// Incompatible features this build knows: none yet.
-const INCOMPAT_KNOWN: u64 = INCOMPAT_REPAIR;
+/// Incompatible features this build knows.
+const INCOMPAT_KNOWN: u64 = INCOMPAT_REPAIR | INCOMPAT_MAKING;
 
 /// Sizes a bucket can have.
 pub const BUCKET_BYTES: core::ops::RangeInclusive<u32> = 64 << 10..=16 << 20;
@@ -81,6 +81,9 @@ pub const MOUNT_EPOCH_END: u64 = 1 << 28;
 /// Incompatible feature: a repair began and did not end. What derives from other keys may be wrong, free space included,
 /// so nothing but a repair may write.
 pub const INCOMPAT_REPAIR: u64 = 1 << 0;
+/// Incompatible feature: the pool is being made. It was never mounted, so nothing is in it; what it consists of may be
+/// missing in part, so there is nothing to mount either. The first orderly unmount, which ends the making, takes it away.
+pub const INCOMPAT_MAKING: u64 = 1 << 1;
 const _: () = assert!(HEADER_BYTES + MEMBERS_MAX * MEMBER_BYTES <= SLOT_BYTES);
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -329,6 +332,11 @@ impl Superblock {
     /// The tag that this pool's journal and node magics are xored with.
     pub fn pool_tag(&self) -> u64 {
         pool_tag(&self.pool_id)
+    }
+
+    /// Whether its making began and, as far as this copy knows, did not end.
+    pub fn is_being_made(&self) -> bool {
+        self.incompat & INCOMPAT_MAKING != 0
     }
 
     /// The member that holds this copy.

@@ -2,6 +2,7 @@
 //!
 //! | file | its idea |
 //! |---|---|
+//! | [`buffers`] | buffers for their I/O, a few of them kept for bad times |
 //! | [`node`] | a node in memory: sorted keys and what changed since the last write |
 //! | [`table`] | the nodes that are in memory, the trees' roots, and look-ups that never wait |
 //! | [`view`] | keys as a commit in the making sees them: the trees with queued updates laid over |
@@ -16,6 +17,7 @@
 //! The structure in memory is always the structure in the journal: a node may outgrow its size on disk for a while, and
 //! splits in the same commit that makes its written-out parts reachable. So no parent ever points at an unwritten node.
 
+mod buffers;
 #[cfg(test)]
 mod explored;
 mod mend;
@@ -26,6 +28,7 @@ mod table;
 mod view;
 mod write;
 
+pub(crate) use buffers::NodeBuffers;
 pub(crate) use mend::{Lost, Remains, check_child, edit_pointer, replace, replace_bytes};
 pub(crate) use read::load;
 pub(crate) use table::{Miss, Pending, Table};

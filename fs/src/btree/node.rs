@@ -3,7 +3,8 @@
 //! They lie in small chunks, each sorted and packed tightly, and a list of the chunks' first keys. So a look-up is two
 //! binary searches over a few kilobytes, an update moves at most one chunk, memory is about the live bytes, and however
 //! large a node is on disk, nobody needs more than a few contiguous kilobytes for it: in little memory, after days, there
-//! are no large pieces.
+//! are no large pieces. Values that fit a page of memory stay within one: a heap gives out whole pages, so a few bytes more
+//! would cost as much again.
 
 use crate::tx::Value;
 use alloc::vec::Vec;
@@ -12,7 +13,7 @@ use moraine_format::node::{Entry, entry_bytes};
 
 /// Keys of a full chunk.
 const CHUNK_KEYS: usize = 64;
-/// Bytes of values of a full chunk; one more value may lie in it, however long.
+/// The most bytes of values in a chunk, but for a single value that is longer: a page.
 const CHUNK_BYTES: usize = 4096;
 /// Least room that values grow by.
 const GROW_BYTES: usize = 64;
@@ -60,8 +61,9 @@ impl Chunk {
             + self.heap.capacity()
     }
 
-    fn is_full(&self) -> bool {
-        self.keys.len() >= CHUNK_KEYS || self.heap.len() >= CHUNK_BYTES
+    /// Whether another value of so many bytes is too much.
+    fn is_full_for(&self, bytes: usize) -> bool {
+        self.keys.len() >= CHUNK_KEYS || self.heap.len() + bytes > CHUNK_BYTES
     }
 
     /// Puts `value` where `old` bytes lie at `at`, and moves the ends from `i` on.
@@ -70,7 +72,9 @@ impl Chunk {
         if value.len() > old {
             let more = value.len() - old;
             if self.heap.capacity() < len + more {
-                self.heap.reserve_exact(more.max(len / 4).max(GROW_BYTES));
+                // Never past a page for the sake of values to come.
+                let ahead = (len / 4).max(GROW_BYTES).min(CHUNK_BYTES.saturating_sub(len));
+                self.heap.reserve_exact(more.max(ahead));
             }
             self.heap.resize(len + more, 0);
             self.heap.copy_within(end..len, end + more);
@@ -230,7 +234,7 @@ impl Keys {
                 self.live_bytes -= entry_bytes(self.chunks[at].value(i).len());
                 self.change(at, |chunk| chunk.replace(i, value));
             }
-            Some(Err(i)) if i < self.chunks[at].keys.len() || !self.chunks[at].is_full() => {
+            Some(Err(i)) if i < self.chunks[at].keys.len() || !self.chunks[at].is_full_for(value.len()) => {
                 self.count += 1;
                 self.change(at, |chunk| chunk.insert(i, pos, value));
             }
@@ -239,7 +243,7 @@ impl Keys {
             _ => {
                 self.count += 1;
                 let next = if found.is_some() { at + 1 } else { 0 };
-                if self.chunks.get(next).is_some_and(|chunk| !chunk.is_full()) {
+                if self.chunks.get(next).is_some_and(|chunk| !chunk.is_full_for(value.len())) {
                     self.change(next, |chunk| chunk.insert(0, pos, value));
                 } else {
                     let chunk = Chunk::one(pos, value);

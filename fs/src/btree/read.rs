@@ -9,7 +9,7 @@ use alloc::rc::Rc;
 use moraine_format::node::{NODE_BLOCK, NodePointer, Run};
 use moraine_format::{FormatError, Pos, Tree};
 use moraine_platform::sync::Event;
-use moraine_platform::{Buf, debug, error, warn};
+use moraine_platform::{debug, error, warn};
 
 /// Resolves a [`Miss`]: when it returns without error, asking again gets further.
 pub(crate) async fn load(engine: &Inner, miss: Miss) -> FsResult<()> {
@@ -71,13 +71,18 @@ async fn fetch(engine: &Inner, tree: Tree, pointer: &NodePointer, max: Pos) -> F
     }
     let mut failure = FsError::DeviceRead;
     for place in &pointer.places {
-        let buf = Buf::zeroed(len).map_err(|_| FsError::NoMemory)?;
+        let buf = engine.node_buffers.take(len)?;
         let (bytes, result) = engine.devices.read(place.device, place.offset, buf).await;
-        if let Err(e) = result {
-            warn!("fs", "node {} of tree {}: device {}: {e}", pointer.node, tree.name(), place.device);
-            continue;
-        }
-        match assemble(&bytes, tree, pointer, max, engine.pool_tag) {
+        let node = result.map(|()| assemble(&bytes, tree, pointer, max, engine.pool_tag));
+        engine.node_buffers.give(bytes);
+        let node = match node {
+            Ok(node) => node,
+            Err(e) => {
+                warn!("fs", "node {} of tree {}: device {}: {e}", pointer.node, tree.name(), place.device);
+                continue;
+            }
+        };
+        match node {
             Ok(node) => {
                 debug!("fs", "read node {} of tree {} ({len} bytes)", pointer.node, tree.name());
                 return Ok(node);

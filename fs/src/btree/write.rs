@@ -148,7 +148,11 @@ async fn put_on_media(engine: &Rc<Inner>, plans: &mut [Plan]) -> FsResult<()> {
     for (n, plan) in plans.iter_mut().enumerate() {
         for (place, skip, buf) in plan.writes.drain(..) {
             let write = engine.devices.write(place.device, place.offset + skip, buf, Fua::No);
-            under_way.push(async move { (n, place, write.await.1) });
+            under_way.push(async move {
+                let (buf, written) = write.await;
+                engine.node_buffers.give(buf);
+                (n, place, written)
+            });
         }
     }
     let mut deps = Deps::default();
@@ -302,7 +306,7 @@ fn append(engine: &Inner, table: &mut Table, id: u64, again: bool) -> FsResult<P
     let old = node.pointer.clone().expect("an append extends a written node");
     let entries = node.changed.iter().map(|p| (*p, node.keys.get(*p)));
     let size = run_bytes(entries.clone().map(|(_, v)| entry_bytes(v.map_or(0, |v| v.len()))).sum());
-    let mut buf = run_buffer(size)?;
+    let mut buf = engine.node_buffers.take(size)?;
     let info = RunInfo { index: old.runs, epoch: engine.epoch, seq, previous: old.last_hash };
     let last_hash = write_run(&mut buf, engine.pool_tag, &node.ident, &info, entries);
     let ident = node.ident;
@@ -333,10 +337,6 @@ fn append(engine: &Inner, table: &mut Table, id: u64, again: bool) -> FsResult<P
 fn take_changes(node: &mut Node) -> (BTreeSet<Pos>, Option<Pin>) {
     node.writing = true;
     (core::mem::take(&mut node.changed), node.pin.take())
-}
-
-fn run_buffer(bytes: usize) -> FsResult<Buf> {
-    Buf::zeroed(bytes).map_err(|_| FsError::NoMemory)
 }
 
 fn rewrite(
@@ -377,7 +377,7 @@ fn rewrite(
         };
         let size = run_bytes(entries().map(|(_, v)| entry_bytes(v.len())).sum());
         assert!(size <= table.node_bytes, "a part of a split fits a node");
-        let mut buf = run_buffer(size)?;
+        let mut buf = engine.node_buffers.take(size)?;
         let info = RunInfo { index: 0, epoch: engine.epoch, seq, previous: 0 };
         let entries = entries().map(|(p, v)| (p, Some(v)));
         let last_hash = write_run(&mut buf, engine.pool_tag, &ident, &info, entries);
@@ -396,7 +396,7 @@ fn rewrite(
         let place = free.next().expect("space for the root was carved");
         let children: Vec<(Pos, Vec<u8>)> = new.iter().map(|(i, p)| (i.max, p.to_bytes())).collect();
         let size = run_bytes(children.iter().map(|(_, v)| entry_bytes(v.len())).sum());
-        let mut buf = run_buffer(size)?;
+        let mut buf = engine.node_buffers.take(size)?;
         let info = RunInfo { index: 0, epoch: engine.epoch, seq, previous: 0 };
         let entries = children.iter().map(|(p, v)| (*p, Some(v.as_slice())));
         let last_hash = write_run(&mut buf, engine.pool_tag, &ident, &info, entries);

@@ -1,7 +1,7 @@
 //! Recovery: from superblocks and journal to a running engine, and back.
 
 use super::{Engine, Inner, Mode, State, cleaner};
-use crate::btree::{self, Pending, Table};
+use crate::btree::{self, NodeBuffers, Pending, Table};
 use crate::journal::{
     self, Class as JournalClass, History, Item, ItemKind, Journal, JournalError, RecoverError,
 };
@@ -184,6 +184,7 @@ impl Engine {
             quarantined: RefCell::default(),
             freeing: Cell::new(0),
             failed_write_backs: Cell::new(0),
+            node_buffers: NodeBuffers::new(node_bytes).map_err(|_| RunError::Fs(FsError::NoMemory))?,
             loading: RefCell::default(),
             written_back: Event::new(),
             cleaner_wanted: Event::new(),

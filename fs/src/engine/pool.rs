@@ -2,11 +2,13 @@
 
 use super::mount::{Budget, RunError};
 use super::{Engine, Mode};
-use crate::superblock::{self, AssembleError, Completeness, FormatOptions, MakeError, NoDevice, Superblocks};
+use crate::superblock::{
+    self, AssembleError, Completeness, FormatOptions, MakeError, NoDevice, Superblocks, Unusable,
+};
 use crate::vfs::{FsError, FsResult};
 use alloc::rc::Rc;
 use core::fmt;
-use moraine_format::superblock::INCOMPAT_REPAIR;
+use moraine_format::superblock::INCOMPAT_MAKING;
 use moraine_platform::{BlockDevice, Platform};
 
 /// Why a pool could not be made or mounted.
@@ -18,8 +20,8 @@ pub enum PoolError {
     Assemble(AssembleError),
     /// The superblock cannot be written.
     Superblock(NoDevice),
-    /// A repair of it began and did not end.
-    UnderRepair,
+    /// The pool they make up must not be used like this.
+    Unusable(Unusable),
     /// What the disks hold cannot be mounted.
     Run(RunError),
 }
@@ -30,9 +32,7 @@ impl fmt::Display for PoolError {
             PoolError::Make(e) => e.fmt(f),
             PoolError::Assemble(e) => e.fmt(f),
             PoolError::Superblock(e) => e.fmt(f),
-            PoolError::UnderRepair => {
-                f.write_str("a repair of the pool began and did not end; run fsck with --repair")
-            }
+            PoolError::Unusable(e) => e.fmt(f),
             PoolError::Run(e) => e.fmt(f),
         }
     }
@@ -48,7 +48,8 @@ impl From<FsError> for PoolError {
 
 impl Engine {
     /// Makes an empty pool of `disks`, whatever they hold, and mounts it: the caller has looked at them with
-    /// [`superblock::probe`]. The trees are empty but for the free space.
+    /// [`superblock::probe`]. The trees are empty but for the free space. Until the first [`Engine::unmount`] the pool is
+    /// one that is being made: after a power cut nobody mounts it.
     pub async fn format(
         platform: &Platform,
         disks: &[Rc<dyn BlockDevice>],
@@ -69,9 +70,7 @@ impl Engine {
     ) -> Result<Engine, PoolError> {
         let superblocks = Superblocks::open(platform, disks, Completeness::Complete).await;
         let superblocks = superblocks.map_err(PoolError::Assemble)?;
-        if superblocks.current().incompat & INCOMPAT_REPAIR != 0 {
-            return Err(PoolError::UnderRepair);
-        }
+        superblocks.usable().map_err(PoolError::Unusable)?;
         Engine::begin(platform, superblocks, budget, Mode::Serving).await
     }
 
@@ -105,6 +104,7 @@ impl Engine {
         let floor = self.inner.journal.flushed_seq().0;
         let marked = self.inner.superblocks.update(|sb| {
             sb.clean = true;
+            sb.incompat &= !INCOMPAT_MAKING;
             sb.journal_floor = floor;
         });
         marked.await.map_err(|_| FsError::DeviceWrite)

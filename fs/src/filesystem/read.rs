@@ -141,11 +141,21 @@ impl Inner {
         }
         let load = Load { inner: self, object, plan };
         let mut loaded = Loaded { epoch: load.plan.epoch, pages: Vec::new() };
+        // Pages at a time: fewer when there is no memory for so many in one piece.
+        let mut most = u64::MAX;
         for run in &load.plan.runs {
             let mut from = run.start;
             while from < run.end {
                 let before = loaded.pages.len();
-                from = self.load_run(object, from..run.end, &mut loaded.pages).await?;
+                let until = run.end.min(from.saturating_add(most));
+                from = match self.load_run(object, from..until, &mut loaded.pages).await {
+                    Err(FsError::NoMemory) if until - from > 1 && !ahead => {
+                        loaded.pages.truncate(before);
+                        most = (until - from) / 2;
+                        continue;
+                    }
+                    loaded => loaded?,
+                };
                 let mut cache = self.cache.borrow_mut();
                 for (number, page) in &loaded.pages[before..] {
                     cache.finish_load(object, load.plan.id, *number, page);

@@ -21,6 +21,7 @@ pub async fn check_pool(
 ) -> Result<Summary, PoolError> {
     let superblocks = Superblocks::open(platform, disks, Completeness::Complete).await;
     let superblocks = superblocks.map_err(PoolError::Assemble)?;
+    superblocks.repairable(repair == Repair::Yes).map_err(PoolError::Unusable)?;
     let mut summary = Summary::default();
     reporter.pass("superblocks");
     let newest = superblocks.current();

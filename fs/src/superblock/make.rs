@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use moraine_format::device_set::MEMBERS_MAX;
 use moraine_format::superblock::{
-    BUCKET_BYTES, BucketRange, DEVICE_BYTES_MIN, LABEL_BYTES, MEMBER_LABEL_BYTES, Member, MemberState,
-    RESERVED_START, Superblock, buckets_end,
+    BUCKET_BYTES, BucketRange, DEVICE_BYTES_MIN, INCOMPAT_MAKING, LABEL_BYTES, MEMBER_LABEL_BYTES, Member,
+    MemberState, RESERVED_START, Superblock, buckets_end,
 };
 use moraine_platform::{BlockDevice, Platform};
 
@@ -35,7 +35,7 @@ pub struct FormatOptions {
     pub node_bytes: u32,
     /// Copies of each journal entry; at most the number of devices.
     pub journal_replicas: u8,
-    /// Copies of each node; at most the number of devices.
+    /// Copies of each node that the superblock asks for; at most the number of devices. Nodes have one copy so far.
     pub metadata_replicas: u8,
     /// Bound on journal bytes not written back.
     pub dirty_bytes_max: u64,
@@ -82,7 +82,8 @@ impl fmt::Display for MakeError {
 impl core::error::Error for MakeError {}
 
 /// Makes a pool of `disks`, whatever they hold: the caller has asked [`probe`](super::probe()) and whoever must agree. Returns once it
-/// is durable. The first 4 KiB of each disk stay as they are, but for marks of other formats: these go wherever they are.
+/// is durable, and as one that is still being made: whoever puts into it what every pool has says when that is done, by an
+/// orderly unmount. The first 4 KiB of each disk stay as they are, but for marks of other formats: these go wherever they are.
 pub async fn format(
     platform: &Platform,
     disks: &[Rc<dyn BlockDevice>],
@@ -123,7 +124,7 @@ pub async fn format(
         block_bytes: 4096,
         compat: 0,
         ro_compat: 0,
-        incompat: 0,
+        incompat: INCOMPAT_MAKING,
         clean: true,
         journal_floor: 0,
         created: platform.clock.wall().0,

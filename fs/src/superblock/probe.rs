@@ -36,6 +36,9 @@ pub enum Found {
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Found::Ours(sb) if sb.is_being_made() => {
+                write!(f, "member {} of a pool '{}' whose making did not end", sb.device, sb.label)
+            }
             Found::Ours(sb) => write!(f, "member {} of the pool '{}'", sb.device, sb.label),
             Found::Blank => f.write_str("blank"),
             Found::Foreign(what) => f.write_str(what),

@@ -38,9 +38,6 @@ pub(super) struct Mkfs {
     /// Copies of each journal entry, on as many disks.
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     journal_replicas: u8,
-    /// Copies of each node, on as many disks.
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
-    metadata_replicas: u8,
     /// Tell the result as a JSON object.
     #[arg(long)]
     json: bool,
@@ -56,7 +53,6 @@ impl Mkfs {
             journal_bytes: self.journal_size.unwrap_or(0),
             node_bytes,
             journal_replicas: self.journal_replicas,
-            metadata_replicas: self.metadata_replicas,
             ..FormatOptions::default()
         };
         os::run(async |platform| {

@@ -3,8 +3,11 @@
 use super::wire::{Card, FULL, Held, Kind, PLAIN, SUMS, Treatment, wire};
 use super::world::World;
 use crate::{Addressing, Config, Stack, StaticAddress};
+use core::cell::RefCell;
 use core::net::{IpAddr, SocketAddr};
+use moraine_platform::sync::Event;
 use moraine_platform::{Clock, Network, Stream};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::vec;
 use std::vec::Vec;
@@ -150,10 +153,26 @@ fn a_request_and_its_reply_cost_two_frames_and_an_acknowledgement() {
         async move {
             let client = connect.await.unwrap();
             let server = listener.accept().await.unwrap();
+            // As the servers of export/ do it: one task receives, one works on the call, one sends.
+            let (replies, written) = (Rc::new(RefCell::new(VecDeque::new())), Rc::new(Event::new()));
+            inner.start({
+                let (server, inner, replies, written) =
+                    (server.clone(), inner.clone(), replies.clone(), written.clone());
+                async move {
+                    let mut request = [0; 100];
+                    while server.recv_exact(&mut request).await.unwrap() {
+                        let (replies, written) = (replies.clone(), written.clone());
+                        inner.start(async move {
+                            replies.borrow_mut().push_back(request);
+                            written.notify();
+                        });
+                    }
+                }
+            });
             inner.start(async move {
-                let mut request = [0; 100];
-                while server.recv_exact(&mut request).await.unwrap() {
-                    server.send_all(&request).await.unwrap();
+                loop {
+                    let reply = written.until(|| replies.borrow_mut().pop_front()).await;
+                    server.send_all(&reply).await.unwrap();
                 }
             });
             let mut reply = [0; 100];

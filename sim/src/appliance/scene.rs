@@ -48,6 +48,8 @@ pub struct Seen {
     pub frames_damaged: u64,
     /// Buffers that were refused.
     pub refused: u64,
+    /// Buffers for which there was no piece of memory large enough.
+    pub too_large: u64,
     /// Answers that said "not now".
     pub not_now: u64,
 }
@@ -68,6 +70,7 @@ impl Seen {
         self.frames_lost += other.frames_lost;
         self.frames_damaged += other.frames_damaged;
         self.refused += other.refused;
+        self.too_large += other.too_large;
         self.not_now += other.not_now;
     }
 }

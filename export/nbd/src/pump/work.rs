@@ -182,13 +182,16 @@ impl<V: Vfs + 'static> Session<V> {
                 }
             }
             Provision::Keep => {
-                for piece in range.pieces(PIECE) {
-                    let _grant = self.budget.take(piece.len).await;
-                    let skip = (piece.offset % BLOCK_SIZE as u64) as usize;
-                    let len = piece.len as usize; // at most a piece
-                    let buf = self.buffer(skip + len).await;
-                    let data = WriteData { buf, skip, len };
-                    self.write_data(piece.offset, data, Stability::Unstable).await?;
+                for mut rest in range.pieces(PIECE) {
+                    while rest.len > 0 {
+                        let _grant = self.budget.take(rest.len).await;
+                        let skip = (rest.offset % BLOCK_SIZE as u64) as usize;
+                        let buf = self.buffer(skip, rest.len as usize).await; // at most a piece
+                        let len = buf.len() - skip;
+                        let data = WriteData { buf, skip, len };
+                        self.write_data(rest.offset, data, Stability::Unstable).await?;
+                        rest = Range { offset: rest.offset + len as u64, len: rest.len - len as u64 };
+                    }
                 }
                 match durability {
                     Durability::Later => Ok(()),

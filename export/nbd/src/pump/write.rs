@@ -16,6 +16,8 @@ use moraine_platform::{BLOCK_SIZE, Buf};
 
 /// How long to wait for memory that the heap could not give.
 const MEMORY_RETRY: Duration = Duration::from_millis(5);
+/// Times memory for a whole piece is asked for before less will do.
+const WHOLE_TRIES: u32 = 10;
 
 /// A WRITE in work. Its pieces share it; it is answered when the last of them ends.
 struct Pending<V> {
@@ -24,7 +26,10 @@ struct Pending<V> {
     cookie: Cookie,
     range: Range,
     durability: Durability,
+    /// How many parts have not ended.
     left: Cell<u64>,
+    /// Whether a piece was divided further.
+    divided: Cell<bool>,
     error: Cell<Option<Errno>>,
     _slot: Permit,
 }
@@ -46,6 +51,7 @@ impl<V: Vfs + 'static> Session<V> {
             range,
             durability,
             left: Cell::new(pieces.count() as u64),
+            divided: Cell::new(false),
             error: Cell::new(None),
             _slot: slot,
         });
@@ -53,42 +59,57 @@ impl<V: Vfs + 'static> Session<V> {
             self.start(self.clone().written(pending));
             return Ok(());
         }
-        for piece in pieces {
-            if pending.error.get().is_some() {
-                // The answer is known; the stream must stay in step.
-                self.peer.link.drain(piece.len).await?;
-                pending.end(None);
-                if pending.left.get() == 0 {
-                    self.start(self.clone().written(pending.clone()));
+        for mut rest in pieces {
+            while rest.len > 0 {
+                if pending.error.get().is_some() {
+                    // The answer is known; the stream must stay in step.
+                    self.peer.link.drain(rest.len).await?;
+                    pending.end(None);
+                    if pending.left.get() == 0 {
+                        self.start(self.clone().written(pending.clone()));
+                    }
+                    break;
                 }
-                continue;
+                let grant = self.budget.take(rest.len).await;
+                let skip = (rest.offset % BLOCK_SIZE as u64) as usize;
+                let mut buf = self.buffer(skip, rest.len as usize).await; // at most a piece
+                let len = buf.len() - skip;
+                let piece = Range { offset: rest.offset, len: len as u64 };
+                rest = Range { offset: rest.offset + piece.len, len: rest.len - piece.len };
+                if rest.len > 0 {
+                    pending.left.set(pending.left.get() + 1);
+                    pending.divided.set(true);
+                }
+                self.peer.link.fill(&mut buf[skip..]).await?;
+                let (session, pending) = (self.clone(), pending.clone());
+                self.start(async move {
+                    let error =
+                        session.write_piece(&pending, piece, WriteData { buf, skip, len }).await.err();
+                    drop(grant);
+                    pending.end(error);
+                    if pending.left.get() == 0 {
+                        session.written(pending).await;
+                    }
+                });
             }
-            let grant = self.budget.take(piece.len).await;
-            let skip = (piece.offset % BLOCK_SIZE as u64) as usize;
-            let len = piece.len as usize; // at most a piece
-            let mut buf = self.buffer(skip + len).await;
-            self.peer.link.fill(&mut buf[skip..]).await?;
-            let (session, pending) = (self.clone(), pending.clone());
-            self.start(async move {
-                let error = session.write_piece(&pending, piece, WriteData { buf, skip, len }).await.err();
-                drop(grant);
-                pending.end(error);
-                if pending.left.get() == 0 {
-                    session.written(pending).await;
-                }
-            });
         }
         Ok(())
     }
 
-    /// A buffer within a grant; waits if the heap is short all the same.
-    pub(super) async fn buffer(&self, len: usize) -> Buf {
+    /// A buffer within a grant for `len` bytes from `skip` on; waits if the heap is short all the same. If what is free
+    /// stays in pieces that are too small, it is for fewer bytes, but for one at least.
+    pub(super) async fn buffer(&self, skip: usize, len: usize) -> Buf {
+        let (mut bytes, mut refused) = (skip + len, 0);
         loop {
-            match Buf::zeroed(len) {
+            match Buf::zeroed(bytes) {
                 Ok(buf) => return buf,
                 Err(_) => {
                     self.vfs.memory_is_short();
                     self.platform.clock.sleep(MEMORY_RETRY).await;
+                    refused += 1;
+                    if refused >= WHOLE_TRIES {
+                        bytes = Buf::less_than(bytes);
+                    }
                 }
             }
         }
@@ -120,7 +141,7 @@ impl<V: Vfs + 'static> Session<V> {
     /// The last piece has ended.
     async fn written(self: Rc<Self>, pending: Rc<Pending<V>>) {
         let mut result = pending.error.get().map_or(Ok(()), Err);
-        let several = pending.range.pieces(PIECE).nth(1).is_some();
+        let several = pending.divided.get() || pending.range.pieces(PIECE).nth(1).is_some();
         if result.is_ok() && several && pending.durability == Durability::Now {
             result = self.commit(pending.range).await;
         }

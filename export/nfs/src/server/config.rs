@@ -40,6 +40,8 @@ pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 pub(super) const MEMORY_PAUSE: Duration = Duration::from_millis(5);
 /// The longest such pause.
 pub(super) const MEMORY_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Times memory for all of a WRITE's data is asked for before less will do.
+pub(super) const WHOLE_TRIES: u32 = 10;
 
 const _: () = assert!(
     CALLS_MAX + (CONNECTIONS_LIMIT as u64) < crate::drc::ENTRIES_MAX as u64,

@@ -6,7 +6,7 @@
 
 use super::Inner;
 use super::budget::{Budget, Grant, Purses, Slot};
-use super::config::MEMORY_PAUSE;
+use super::config::{MEMORY_PAUSE, WHOLE_TRIES};
 use super::dispatch::{Job, Outcome, Plan, Transport};
 use super::intake::{Arrived, Incoming, Intake};
 use crate::drc::Arrival;
@@ -246,14 +246,20 @@ async fn next_call<V: Vfs + 'static>(
     }
 }
 
-/// Memory for a WRITE's data, placed for its offset; waits until there is some.
+/// Memory for a WRITE's data, placed for its offset; waits until there is some. If what is free stays in pieces that are
+/// too small, the call writes less than it asked for (RFC 1813, 3.3.7, allows that).
 async fn buffer<V: Vfs>(server: &Rc<Inner<V>>, skip: usize, len: usize) -> WriteData {
+    let (mut bytes, mut refused) = (skip + len, 0);
     loop {
-        match Buf::zeroed(skip + len) {
-            Ok(buf) => return WriteData { buf, skip, len },
+        match Buf::zeroed(bytes) {
+            Ok(buf) => return WriteData { buf, skip, len: bytes - skip },
             Err(moraine_platform::OutOfMemory) => {
                 server.nfs.vfs().memory_is_short();
                 server.platform.clock.sleep(MEMORY_PAUSE).await;
+                refused += 1;
+                if refused >= WHOLE_TRIES {
+                    bytes = Buf::less_than(bytes);
+                }
             }
         }
     }
