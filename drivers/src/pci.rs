@@ -41,6 +41,12 @@ pub(crate) fn identity(function: &dyn PciFunction) -> Identity {
     Identity { vendor: id as u16, device: (id >> 16) as u16, class: function.read(8) >> 8 }
 }
 
+/// Whether the function is still there: configuration reads of one that was taken away give all ones (PCI Local Bus 3.0
+/// §6.1), while its registers may read as anything, zeroes included.
+pub(crate) fn is_present(function: &dyn PciFunction) -> bool {
+    function.read(0) as u16 != u16::MAX
+}
+
 /// The address of memory BAR `index`; `None` for an I/O BAR, one without an address, or a bad index.
 pub(crate) fn memory_bar(function: &dyn PciFunction, index: u8) -> Option<u64> {
     if index >= BAR_COUNT {

@@ -412,6 +412,24 @@ fn a_controller_that_vanishes_fails_everything() {
 }
 
 #[test]
+fn a_controller_that_is_taken_away_is_noticed_whatever_its_registers_read_as() {
+    for reads in [u64::MAX, 0] {
+        let bench = Bench::new();
+        *bench.nvme.fate.borrow_mut() = Box::new(|_| Fate::Hang);
+        let mut write = bench.disk().write(0, pattern(4096, 1), Fua::No);
+        bench.turns(2, Duration::from_millis(1));
+        bench.nvme.absent.set(true);
+        bench.nvme.absent_reads.set(reads);
+        bench.function.unplugged.set(true);
+        bench.turns(4, Duration::from_secs(1));
+        assert!(
+            matches!(poll(&mut write), Poll::Ready(IoDone { result: Err(IoError::Gone), .. })),
+            "{reads:x}"
+        );
+    }
+}
+
+#[test]
 fn completions_of_commands_never_given_change_nothing() {
     let bench = Bench::new();
     let disk = bench.disk();

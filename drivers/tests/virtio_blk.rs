@@ -485,6 +485,30 @@ fn a_device_that_does_not_reset_is_cut_off_and_everything_fails() {
 }
 
 #[test]
+fn a_device_that_is_taken_away_is_noticed_whatever_its_registers_read_as() {
+    for (bus, reads) in [(Bus::Pci, u64::MAX), (Bus::Pci, 0), (Bus::Mmio, 0)] {
+        for resetting in [false, true] {
+            let bench = Bench::new(bus);
+            *bench.disk.fate.borrow_mut() = Box::new(|_| Fate::Hang);
+            let mut write = bench.block().write(0, pattern(4096, 1), Fua::No);
+            bench.turns(20, Duration::ZERO);
+            if resetting {
+                bench.device.can_reset.set(false);
+                bench.device.set_needs_reset();
+                bench.turns(2, Duration::from_secs(1));
+                assert!(poll(&mut write).is_pending());
+            }
+            bench.device.absent.set(true);
+            bench.device.absent_reads.set(reads);
+            bench.function.unplugged.set(true);
+            bench.turns(4, Duration::from_secs(1));
+            let Poll::Ready(done) = poll(&mut write) else { panic!("{bus:?}, {reads:x}: nobody noticed") };
+            assert_eq!(done.result, Err(IoError::Gone));
+        }
+    }
+}
+
+#[test]
 fn used_ids_never_given_change_nothing() {
     let bench = Bench::new(Bus::Pci);
     *bench.disk.fate.borrow_mut() = Box::new(|_| Fate::Hang);

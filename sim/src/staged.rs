@@ -1,5 +1,6 @@
 //! Worlds that bring one loss or one race about on purpose, because chance hardly ever does.
 
+use crate::crash::{CrashPlan, enumerate};
 use crate::disk::{DiskConfig, DiskFaults, Image, SimDisk, WriteFault};
 use crate::harness::{Store, all, blank, devices, plug};
 use crate::ops::pattern;
@@ -24,6 +25,9 @@ const FILE_BYTES: u64 = 512 << 10;
 /// Bytes of it that are read slowly.
 const READ_BYTES: u32 = 32 << 10;
 const BLOCK: u64 = 4096;
+/// Bytes of the file that grows, first and in the end: the end of both lies in its last page.
+const FIRST_BYTES: usize = 5 * 4096 + 1000;
+const GROWN_BYTES: usize = FIRST_BYTES + 2000;
 /// How many times longer the slow read takes: more than a second, while anything else takes some milliseconds.
 const SLOW_FACTOR: u64 = 100_000;
 /// Long enough for whatever goes on in the background.
@@ -209,11 +213,7 @@ impl Stage {
             *read.borrow_mut() = Some(result);
         };
         let staging = async {
-            let mut looks = 0;
-            while self.in_flight() == 0 && looks < LOOKS_MAX {
-                self.platform.clock.sleep(Duration::from_micros(1)).await;
-                looks += 1;
-            }
+            something_under_way(&self.platform, &self.disks).await;
             self.faults(|f| f.slow_factor = 1);
             let result = meanwhile.await.map_err(|e| format!("beside the slow read: {e}"));
             let ended = read.borrow().is_some();
@@ -225,6 +225,92 @@ impl Stage {
         all(tasks).await;
         then.take().expect("both ended")?;
         read.take().expect("both ended")
+    }
+}
+
+/// Waits until a command is under way, if one will be.
+async fn something_under_way(platform: &Platform, disks: &[Rc<SimDisk>]) {
+    let mut looks = 0;
+    while disks.iter().all(|disk| disk.in_flight() == 0) && looks < LOOKS_MAX {
+        platform.clock.sleep(Duration::from_micros(1)).await;
+        looks += 1;
+    }
+}
+
+/// A file grows within its last page while older content of that page is on its way to disk. Wherever the power goes from
+/// then on, what the file shows was written, up to its end.
+pub fn grown_while_written_back(seed: u64) -> Result<(), String> {
+    let store = Moraine::for_seed(seed);
+    let whole = pattern(1, GROWN_BYTES);
+    let mut plan = CrashPlan::new("grown while written back", seed, blank(&store));
+    // What comes before the first mark prepares, and recovery is cut elsewhere.
+    (plan.marks_first, plan.second_level_max) = (1, 0);
+    let report = enumerate(
+        &plan,
+        |world, disks| {
+            let (platform, seen) = (world.platform(), devices(disks));
+            let staged: Result<(), String> = world.run(async {
+                store.format(&platform, &seen).await?;
+                let fs = store.mount(&platform, &seen).await?.fs;
+                let wrong = |e: FsError| format!("cannot write: {e}");
+                let file = make(&fs, 0).await.map_err(wrong)?;
+                fs.sync_all().await.map_err(wrong)?;
+                put(&fs, file, 0, &whole[..FIRST_BYTES]).await.map_err(wrong)?;
+                world.trace().mark(1);
+                let slow = |factor| disks.iter().for_each(|disk| disk.faults(|f| f.slow_factor = factor));
+                slow(SLOW_FACTOR);
+                let writing_back = async { fs.commit(file, 0, 0).await.map(|_| ()) };
+                let growing = async {
+                    something_under_way(&platform, disks).await;
+                    slow(1);
+                    put(&fs, file, FIRST_BYTES as u64, &whole[FIRST_BYTES..]).await
+                };
+                let results = RefCell::new(Vec::new());
+                let note = |result: FsResult<()>| results.borrow_mut().push(result);
+                let tasks: Vec<Pin<Box<dyn Future<Output = ()> + '_>>> = vec![
+                    Box::pin(async { note(writing_back.await) }),
+                    Box::pin(async { note(growing.await) }),
+                ];
+                all(tasks).await;
+                results.take().into_iter().collect::<FsResult<()>>().map_err(wrong)?;
+                world.trace().mark(2);
+                fs.commit(file, 0, 0).await.map_err(wrong)?;
+                world.trace().mark(3);
+                store.unmount(fs).await
+            });
+            staged.expect("nothing fails before the cuts");
+        },
+        |world, disks, (), cut| {
+            let (platform, seen, root) = (world.platform(), devices(disks), Caller::root());
+            world.run(async {
+                let fs = store.mount(&platform, &seen).await?.fs;
+                let wrong = |e: FsError| format!("cannot read: {e}");
+                let (file, attr) = fs.lookup(&root, fs.root(), &name(0)).await.map_err(wrong)?;
+                let bytes = fs.read(&root, file, 0, READ_BYTES).await.map_err(wrong)?.to_vec();
+                let least = match cut.marks.last() {
+                    Some(1) => 0,
+                    Some(2) => FIRST_BYTES,
+                    _ => GROWN_BYTES,
+                };
+                if bytes.len() < least || bytes.len() as u64 != attr.size {
+                    return Err(format!("{} of {least} bytes are left", bytes.len()));
+                }
+                // What was not synced may come in any order, a page at a time: those that are not there yet are holes.
+                let pages = bytes.chunks(BLOCK as usize).zip(whole.chunks(BLOCK as usize)).enumerate();
+                for (n, (page, written)) in pages {
+                    let hole = least <= BLOCK as usize * n && page.iter().all(|byte| *byte == 0);
+                    if !hole && page != &written[..page.len()] {
+                        return Err(format!("page {n} of {} bytes is not what was written", bytes.len()));
+                    }
+                }
+                store.unmount(fs).await
+            })
+        },
+    );
+    match report.failures.first() {
+        Some(failure) => Err(format!("at {}: {}", failure.place, failure.message)),
+        None if report.cuts == 0 => Err("nothing was cut".to_owned()),
+        None => Ok(()),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Losses and races that are brought about on purpose.
 
-use moraine_sim::staged::{lost_writes, reader_of_overwritten, written_while_loaded};
+use moraine_sim::staged::{
+    grown_while_written_back, lost_writes, reader_of_overwritten, written_while_loaded,
+};
 
 fn seeds(count: u64, mut world: impl FnMut(u64) -> Result<(), String>) {
     for seed in 0..count {
@@ -30,4 +32,9 @@ fn a_bucket_is_discarded_only_after_its_readers() {
 #[test]
 fn a_block_written_while_it_is_loaded_stays_written() {
     seeds(20, written_while_loaded);
+}
+
+#[test]
+fn a_file_that_grows_while_it_is_written_back_shows_only_what_was_written() {
+    seeds(10, grown_while_written_back);
 }

@@ -16,6 +16,8 @@ pub struct Function {
     pub words: RefCell<[u32; 64]>,
     /// Its number on the bus.
     pub device: Cell<u8>,
+    /// It was taken away.
+    pub unplugged: Cell<bool>,
 }
 
 impl Function {
@@ -24,7 +26,7 @@ impl Function {
         let mut words = [0; 64];
         words[0] = u32::from(vendor) | u32::from(device) << 16;
         words[2] = class << 8;
-        Function { words: RefCell::new(words), device: Cell::new(3) }
+        Function { words: RefCell::new(words), device: Cell::new(3), unplugged: Cell::new(false) }
     }
 
     /// A 64-bit memory BAR.
@@ -56,9 +58,15 @@ impl PciFunction for Function {
         PciAddress { segment: 0, bus: 0, device: self.device.get(), function: 0 }
     }
     fn read(&self, offset: u16) -> u32 {
+        if self.unplugged.get() {
+            return u32::MAX;
+        }
         self.words.borrow().get(usize::from(offset) / 4).copied().unwrap_or(u32::MAX)
     }
     fn write(&self, offset: u16, value: u32) {
+        if self.unplugged.get() {
+            return;
+        }
         let mut words = self.words.borrow_mut();
         match offset {
             COMMAND => words[1] = words[1] & 0xffff_0000 | value & 0xffff,

@@ -179,6 +179,8 @@ pub struct Nvme {
     pub junk: RefCell<Vec<u16>>,
     /// It is gone.
     pub absent: Cell<bool>,
+    /// What its registers read as then: ones, but zeroes where nothing was mapped behind them any more.
+    pub absent_reads: Cell<u64>,
     /// Bytes of Identify data that are overwritten with anything, in percent.
     pub garbled: Cell<u64>,
     /// Whether I/O commands are noted in `log`.
@@ -220,6 +222,7 @@ impl Nvme {
             can_reset: Cell::new(true),
             junk: RefCell::default(),
             absent: Cell::new(false),
+            absent_reads: Cell::new(u64::MAX),
             garbled: Cell::new(0),
             logs: Cell::new(true),
             log: RefCell::default(),
@@ -549,7 +552,7 @@ impl Nvme {
 impl Model for Nvme {
     fn read(&self, _window: usize, offset: usize, width: usize) -> u64 {
         if self.absent.get() {
-            return u64::MAX >> (64 - width * 8);
+            return self.absent_reads.get() & u64::MAX >> (64 - width * 8);
         }
         let state = self.state.borrow();
         match (offset, width) {

@@ -160,6 +160,8 @@ pub struct Virtio {
     pub lies: Cell<bool>,
     /// It is gone.
     pub absent: Cell<bool>,
+    /// What its registers read as then: ones, but zeroes where nothing was mapped behind them any more.
+    pub absent_reads: Cell<u64>,
     /// Times it was notified.
     pub notifications: Cell<u64>,
     /// Times it was reset.
@@ -203,6 +205,7 @@ impl Virtio {
             can_reset: Cell::new(true),
             lies: Cell::new(false),
             absent: Cell::new(false),
+            absent_reads: Cell::new(u64::MAX),
             notifications: Cell::new(0),
             resets: Cell::new(0),
         });
@@ -552,7 +555,7 @@ impl Virtio {
 impl Model for Virtio {
     fn read(&self, _window: usize, offset: usize, width: usize) -> u64 {
         if self.absent.get() {
-            return u64::MAX >> (64 - width * 8);
+            return self.absent_reads.get() & u64::MAX >> (64 - width * 8);
         }
         match (self.bus, offset) {
             (Bus::Pci, COMMON_AT..0x1000) => self.pci_read(offset),

@@ -469,6 +469,10 @@ impl Controller {
 
     /// Gets the controller going again: abort what is late, else reset, else give it up.
     async fn recover(&self, late: Option<Tag>) {
+        if !pci::is_present(&*self.function) {
+            warn!("nvme", "{}: it was taken away", self.name);
+            return self.give_up();
+        }
         if let Some(tag) = late {
             warn!("nvme", "{}: a command timed out; aborting it", self.name);
             if self.abort(tag).await {

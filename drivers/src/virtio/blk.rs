@@ -342,11 +342,15 @@ impl VirtioBlock {
             return;
         }
         self.next_tick.set(now + TICK);
-        let mut io = self.io.borrow_mut();
-        let io = io.as_mut().expect("not dropped");
-        if self.state.get() != State::Ready || io.slots.in_flight() == 0 {
+        let idle = self.io.borrow().as_ref().expect("not dropped").slots.in_flight() == 0;
+        if self.state.get() != State::Ready || idle {
             return;
         }
+        if !self.transport.is_present() {
+            return self.give_up();
+        }
+        let mut io = self.io.borrow_mut();
+        let io = io.as_mut().expect("not dropped");
         let late = io.slots.tick().is_some();
         let sick = self.transport.status() & STATUS_NEEDS_RESET != 0;
         if late || sick {
@@ -359,6 +363,11 @@ impl VirtioBlock {
 
     /// Goes on with a reset; whether it came to an end.
     fn recover(&self, until: Instant) -> bool {
+        // Its registers may read as zeroes, like a reset that is through.
+        if !self.transport.is_present() {
+            self.give_up();
+            return true;
+        }
         if self.transport.status() == 0 {
             self.restart();
             return true;

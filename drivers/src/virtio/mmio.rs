@@ -101,6 +101,10 @@ impl Transport for MmioTransport {
         }
     }
 
+    fn is_present(&self) -> bool {
+        self.registers.read32(MAGIC_VALUE) == MAGIC
+    }
+
     fn status(&self) -> u8 {
         self.registers.read32(STATUS) as u8
     }

@@ -195,6 +195,10 @@ impl Transport for PciTransport {
         self.notify.write16(self.notify_at.get()[usize::from(index)], index);
     }
 
+    fn is_present(&self) -> bool {
+        pci::is_present(&*self.function)
+    }
+
     fn look_interval(&self) -> Option<Duration> {
         self.msix.is_none().then_some(LOOK_INTERVAL)
     }

@@ -78,6 +78,8 @@ pub(crate) trait Transport {
     fn features(&self) -> u64;
     /// Features accepted.
     fn accept(&self, features: u64);
+    /// Whether the device was not taken away.
+    fn is_present(&self) -> bool;
     /// Device status.
     fn status(&self) -> u8;
     /// Sets device status; 0 asks for a reset, which is through once `status` reads 0.

@@ -1,5 +1,10 @@
 //! Memory that is free in small pieces only: a WRITE takes what finds room, and its client goes on from there.
-#![allow(dead_code, unreachable_pub, unused_imports, reason = "it uses its part of what the other tests share")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "it uses its part of what the other tests share"
+)]
 
 #[path = "nfs/support/mod.rs"]
 mod support;

@@ -244,6 +244,8 @@ impl Inner {
             match self.engine.read_data(place, 0, pointer.len_bytes).await {
                 Ok(buf) if verify(&buf, stored) => return Ok(buf),
                 Ok(_) => error = FsError::Checksum,
+                // That says nothing about the copies, and passes.
+                Err(FsError::NoMemory) => return Err(FsError::NoMemory),
                 Err(e) => error = e,
             }
         }
