@@ -85,7 +85,9 @@ async fn judge(world: &World, disks: &[Rc<SimDisk>], made: bool, left: &Left) ->
         }
     }
     // Worlds of one plan draw the same numbers, and nobody makes two pools with one identity.
-    (0..before[0] % 1000).for_each(|_| drop(world.platform().rng.next_u64()));
+    for _ in 0..before[0] % 1000 {
+        world.platform().rng.next_u64();
+    }
     match boot(world, disks, BlankDisks::Format).await {
         Ok(pool) => use_and_end(pool).await?,
         // A first superblock that is torn looks like one that rotted, or like anything: of what it was nobody can tell.
