@@ -45,8 +45,7 @@ mod writer;
 
 pub use choose::{Candidate, Decision, choose};
 pub use moraine_format::journal::{Item, ItemKind, Seq, item_bytes};
-pub(crate) use read::read_what_is_left;
-pub use read::{History, HistoryEntry, RecoverError, Report, read_history};
+pub use read::{History, HistoryEntry, RecoverError, Report, read_history, read_what_is_left};
 pub use start::BUCKETS_MIN;
 use state::State;
 

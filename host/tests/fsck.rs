@@ -140,6 +140,28 @@ fn a_pool_all_of_whose_nodes_are_damaged_is_named_and_mended() {
 }
 
 #[test]
+fn a_dump_shows_what_is_left_of_a_damaged_journal() {
+    let scratch = Scratch::pool("journal");
+    let mut bytes = scratch.bytes();
+    let superblock = Superblock::parse(&bytes[slot_offsets(BYTES)[0] as usize..][..SLOT_BYTES]).unwrap();
+    let bucket = superblock.members[0].bucket_bytes as usize;
+    assert_eq!(moraine(&["dump", "--journal"], &scratch.image()).status.code(), Some(0));
+    // A block of the newest entry: what is written to it last lies furthest on.
+    let last = superblock.members[0]
+        .journal_buckets()
+        .flat_map(|b| (b as usize * bucket..(b as usize + 1) * bucket).step_by(NODE_BLOCK))
+        .filter(|at| bytes[*at..][..NODE_BLOCK].iter().any(|byte| *byte != 0))
+        .last()
+        .unwrap();
+    bytes[last + 300] ^= 1;
+    std::fs::write(scratch.image(), &bytes).unwrap();
+    let dump = moraine(&["dump", "--journal", "--superblock"], &scratch.image());
+    assert_eq!(dump.status.code(), Some(1), "{dump:?}");
+    assert!(text(&dump.stderr).contains("the journal is damaged"), "{dump:?}");
+    assert!(text(&dump.stdout).contains("journal in buckets"), "{dump:?}");
+}
+
+#[test]
 fn mkfs_overwrites_nothing_unasked_and_leaves_no_trace_of_others() {
     let scratch = Scratch::new("foreign");
     let mut bytes = vec![0; BYTES as usize];

@@ -197,11 +197,9 @@ pub async fn read_history(devices: &Devices, superblock: &Superblock) -> Result<
     read(devices, superblock, Rot::Refuse).await
 }
 
-/// As [`read_history`], but goes on with what can be read whole where entries that were durable are gone: for a repair.
-pub(crate) async fn read_what_is_left(
-    devices: &Devices,
-    superblock: &Superblock,
-) -> Result<History, RecoverError> {
+/// As [`read_history`], but goes on with what can be read whole where entries that were durable are gone: for a repair, and
+/// for people who look.
+pub async fn read_what_is_left(devices: &Devices, superblock: &Superblock) -> Result<History, RecoverError> {
     read(devices, superblock, Rot::Accept).await
 }
 

@@ -13,7 +13,7 @@ use crate::os::{self, OpenMode};
 use clap::Args;
 use moraine_format::{Pos, Superblock, Tree};
 use moraine_fs::device::Devices;
-use moraine_fs::journal::{History, read_history};
+use moraine_fs::journal::{History, RecoverError, read_history, read_what_is_left};
 use moraine_fs::superblock::{Completeness, Found, Superblocks, probe};
 use moraine_platform::{BlockDevice, Platform};
 use serde_json::json;
@@ -109,7 +109,15 @@ impl Dump {
         let pool = Superblocks::open(platform, disks, Completeness::Degraded).await?;
         let superblock = pool.current();
         let devices: &Devices = pool.devices();
-        let history = read_history(devices, &superblock).await?;
+        let mut damaged = false;
+        let history = match read_history(devices, &superblock).await {
+            Err(rot @ RecoverError::Rot { .. }) => {
+                eprintln!("moraine: {rot}; what is left of it is shown");
+                damaged = true;
+                read_what_is_left(devices, &superblock).await?
+            }
+            history => history?,
+        };
         if self.journal {
             journal(out, &history)?;
         }
@@ -118,7 +126,6 @@ impl Dump {
         let progress = Progress::beside_output();
         progress.name("trees");
         let total = trees.bytes().await?;
-        let mut damaged = false;
         for tree in self.tree.iter().flat_map(|trunk| &trunk.0) {
             let mut failure = None;
             let mut show = |visit: Visit<'_>| {
