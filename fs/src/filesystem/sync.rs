@@ -392,7 +392,8 @@ impl Inner {
 
 /// Puts what is pending into a record whose content up to `end` is being committed. If that is all there is of new content
 /// (`whole`), the record becomes what the `newest` writes made it. Else it becomes what they had made it when this content
-/// was `taken`, and the size grows only as far as content is there: a size never shows bytes that are not committed.
+/// was `taken`, and the size grows only as far as content is there: a size never shows more of this content than
+/// was written when it was taken. Pages before it that are not synced may come later, and are holes until then.
 fn fold_pending(record: &mut Inode, newest: Option<Pending>, taken: Option<Pending>, end: u64, whole: bool) {
     // Also when all else stays equal: whoever looked at pages and keys before this commit must look again.
     record.content_version += 1;
